@@ -1,0 +1,104 @@
+"""Layers that all models share. Parameters are cast to the dtype of the activations, which thus sets the precision.
+
+Dimensions: b images, h w rows and columns, n tokens, d width, k heads, e head_dim.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Outputs = dict[str, jax.Array]
+
+
+def tap(out: Outputs | None, name: str, x: jax.Array) -> jax.Array:
+    """Keeps `x` under `name` where outputs are wanted, and returns it."""
+    if out is not None:
+        out[name] = x
+    return x
+
+
+def gelu(x: jax.Array, kind: str) -> jax.Array:
+    return jax.nn.gelu(x, approximate=kind == "tanh")
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, kernel: str, bias: jax.Array | None = None) -> jax.Array:
+    """Attends with exactly one kernel, `xla`, `cudnn` or `pallas` (TPU); raises where that kernel cannot run.
+
+    q, k, v: (b n k e); bias: (b k n n), added to the scaled logits. Returns (b n k e).
+    """
+    if kernel == "pallas":
+        return _attend_pallas(q, k, v, bias)
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=kernel)  # type: ignore[arg-type]
+
+
+def _attend_pallas(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
+
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))  # (b k n e)
+    return flash_attention(q, k, v, ab=bias, sm_scale=q.shape[-1] ** -0.5).transpose(0, 2, 1, 3)
+
+
+class Linear(nnx.Module):
+    """Dense layer; kernel (in, out)."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        self.kernel = nnx.Param(jnp.zeros((in_dim, out_dim)))
+        self.bias = nnx.Param(jnp.zeros((out_dim,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+class Conv(nnx.Module):
+    """Convolution with the padding as an integer: 'SAME' would pad (0, 1) where torch pads (1, 1) at stride 2."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        use_bias: bool = True,
+    ) -> None:
+        self.stride, self.padding, self.groups = stride, padding, groups
+        self.kernel = nnx.Param(jnp.zeros((kernel_size, kernel_size, in_dim // groups, out_dim)))
+        self.bias = nnx.Param(jnp.zeros((out_dim,))) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # (b h w d)
+        x = jax.lax.conv_general_dilated(
+            x,
+            self.kernel[...].astype(x.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=((self.padding, self.padding), (self.padding, self.padding)),
+            feature_group_count=self.groups,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return x if self.bias is None else x + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Normalises over the last axis; statistics in float32 at least, as torch's kernels keep them."""
+
+    def __init__(self, dim: int, *, eps: float) -> None:
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((dim,)))
+        self.bias = nnx.Param(jnp.zeros((dim,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = wide - wide.mean(axis=-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt((wide**2).mean(axis=-1, keepdims=True) + self.eps)
+        return (wide * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Mlp(nnx.Module):
+    def __init__(self, width: int, mlp_dim: int, *, activation: str) -> None:
+        self.activation = activation
+        self.fc1 = Linear(width, mlp_dim)
+        self.fc2 = Linear(mlp_dim, width)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(gelu(self.fc1(x), self.activation))

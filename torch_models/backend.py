@@ -1,0 +1,201 @@
+"""vitcmp's backend on PyTorch: device, numerics, compiled steps, memory."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from torch_models.convnext import ConvNeXt
+from torch_models.flops import count_flops
+from torch_models.params import export_params, load_params
+from torch_models.resnet import ResNet
+from torch_models.train import make_train_step
+from torch_models.vit import ViT
+from torch_models.vitdet import ViTDet
+from vitcmp.backend import ATTENTION, NUMERICS, Device, Unsupported
+from vitcmp.environment import cpu_memory_bytes, cpu_name, peak_rss_bytes, reset_peak_rss
+from vitcmp.params import Weights
+from vitcmp.specs import Spec
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"vit": ViT, "vitdet": ViTDet, "resnet": ResNet, "convnext": ConvNeXt}
+MEMORY_FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def make_backend(platform: str) -> "TorchBackend":
+    return TorchBackend(platform)
+
+
+class TorchBackend:
+    name = "torch"
+
+    def __init__(self, platform: str) -> None:
+        has_gpu = torch.cuda.is_available()
+        if platform == "tpu" or (platform == "gpu" and not has_gpu):
+            raise Unsupported(f"device={platform}: torch finds none; it finds {'gpu' if has_gpu else 'cpu'}")
+        self.platform = "gpu" if has_gpu and platform != "cpu" else "cpu"
+        self.device = torch.device("cuda" if self.platform == "gpu" else "cpu")
+
+    def describe(self) -> Device:
+        versions = {"torch": torch.__version__}
+        if self.platform == "cpu":
+            return Device(
+                platform="cpu",
+                name=cpu_name(),
+                num_devices=1,
+                memory_bytes=cpu_memory_bytes(),
+                num_threads=torch.get_num_threads(),
+                versions={**versions, "cpu_capability": torch.backends.cpu.get_cpu_capability()},
+            )
+        properties = torch.cuda.get_device_properties(self.device)
+        return Device(
+            platform="gpu",
+            name=properties.name,
+            num_devices=torch.cuda.device_count(),
+            memory_bytes=properties.total_memory,
+            num_threads=None,
+            versions={**versions, "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())},
+        )
+
+    @contextlib.contextmanager
+    def numerics(self, name: str) -> Iterator[dict[str, Any]]:
+        use_tf32 = name == "tensorfloat32"
+        if use_tf32 and (self.platform != "gpu" or torch.cuda.get_device_capability(self.device) < (8, 0)):
+            raise Unsupported(f"numerics=tensorfloat32: only NVIDIA GPUs since Ampere have it, this is a {self.platform}")
+        kept = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("high" if use_tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = use_tf32
+        try:
+            yield {
+                "float32_matmul_precision": torch.get_float32_matmul_precision(),
+                "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+                "cudnn_benchmark": torch.backends.cudnn.benchmark,
+                **self._errors(getattr(torch, NUMERICS[name][1])),
+            }
+        finally:
+            torch.set_float32_matmul_precision(kept[0])
+            torch.backends.cudnn.allow_tf32 = kept[1]
+
+    def _errors(self, dtype: torch.dtype) -> dict[str, float]:
+        """Measures the relative error of a matmul and of a convolution against float64."""
+        rng = np.random.default_rng(0)
+        a, b = (torch.from_numpy(x).to(dtype) for x in rng.standard_normal((2, 256, 256)))
+        image = torch.from_numpy(rng.standard_normal((1, 64, 16, 16))).to(dtype)
+        kernel = torch.from_numpy(rng.standard_normal((64, 64, 3, 3))).to(dtype)
+        matmul = a.to(self.device) @ b.to(self.device)
+        conv = nn.functional.conv2d(image.to(self.device), kernel.to(self.device))
+        return {
+            "matmul_error": _relative_error(matmul, a.double() @ b.double()),
+            "conv_error": _relative_error(conv, nn.functional.conv2d(image.double(), kernel.double())),
+        }
+
+    def build(self, spec: Spec, *, attention: str | None = None) -> nn.Module:
+        kernel = attention or ATTENTION["torch"][0]
+        options = {"attention": kernel} if spec.family in ("vit", "vitdet") else {}
+        with torch.device("meta"):
+            return MODELS[spec.family](spec, **options)
+
+    def load(self, model: nn.Module, weights: Weights, *, numerics: str, layout: str | None = None) -> nn.Module:
+        param_dtype, compute_dtype = (getattr(torch, dtype) for dtype in NUMERICS[numerics])
+        model.compute_dtype, model.memory_format = compute_dtype, MEMORY_FORMATS[layout or "nchw"]
+        load_params(model, model.spec, weights, dtype=param_dtype, device=self.device)
+        return model.to(memory_format=model.memory_format)
+
+    def export(self, model: nn.Module) -> Weights:
+        return export_params(model, model.spec)
+
+    def outputs(self, model: nn.Module, images: np.ndarray) -> dict[str, np.ndarray]:
+        out: dict[str, torch.Tensor] = {}
+        model.eval()
+        with torch.inference_mode():
+            model(self._put(images, model), out)
+        return {name: x.to(torch.promote_types(x.dtype, torch.float32)).cpu().numpy() for name, x in out.items()}
+
+    def _put(self, images: np.ndarray, model: nn.Module) -> torch.Tensor:
+        nchw = torch.from_numpy(np.ascontiguousarray(np.asarray(images).transpose(0, 3, 1, 2)))
+        return nchw.to(self.device, model.compute_dtype).contiguous(memory_format=model.memory_format)
+
+    def compile(
+        self, model: nn.Module, images: np.ndarray, labels: np.ndarray, *, mode: str, compile: str
+    ) -> "Step":
+        batch = self._put(images, model), torch.from_numpy(labels).to(self.device)
+        if mode == "train":
+            return Step(make_train_step(model, optimizer="adamw", compile=_compiler(compile)), batch, compile)
+        model.eval()
+        forward = _compiler(compile)(model)
+        return Step(torch.inference_mode()(lambda images, labels: forward(images)), batch, compile)
+
+    def memory(self, model: nn.Module, step: "Step") -> dict[str, Any]:
+        """Activation peak: what one call allocates beyond what was there before it; weights and inputs excluded."""
+        parameters = {"parameters_bytes": sum(x.nbytes for x in model.state_dict().values())}
+        if self.platform == "cpu":
+            activations = {"activation_peak_bytes": _cpu_peak_bytes(step), "activation_source": "torch profiler"}
+            reset_peak_rss()
+            step()
+            return {**parameters, **activations, "process_peak_bytes": peak_rss_bytes(), "process_source": "VmHWM"}
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        step()
+        return {
+            **parameters,
+            "activation_peak_bytes": torch.cuda.max_memory_allocated(self.device) - before,
+            "activation_source": "CUDA allocator, allocated",
+            "process_peak_bytes": torch.cuda.max_memory_reserved(self.device),
+            "process_source": "CUDA allocator, reserved",
+        }
+
+    def count_flops(self, spec: Spec) -> int:
+        return count_flops(self.build(spec), spec)
+
+
+class Step:
+    """A forward or train step on one batch. torch compiles at the first call, which is made here."""
+
+    def __init__(self, run: Callable[..., torch.Tensor], batch: tuple[torch.Tensor, ...], compile: str) -> None:
+        self.run, self.batch = run, batch
+        self.compile_s: float | None = None
+        self.compile_cache: str | None = None
+        if compile != "eager":
+            start = time.perf_counter()
+            self()
+            self.compile_s = time.perf_counter() - start
+            self.compile_cache = "warm" if counters["inductor"]["fxgraph_cache_hit"] else "cold"
+
+    def __call__(self) -> None:
+        self.run(*self.batch)
+        self._wait()
+
+    def queue(self, num_calls: int) -> None:
+        for _ in range(num_calls):
+            self.run(*self.batch)
+        self._wait()
+
+    def _wait(self) -> None:
+        if self.batch[0].is_cuda:
+            torch.cuda.synchronize(self.batch[0].device)
+
+
+def _compiler(mode: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    if mode == "eager":
+        return lambda function: function
+    return lambda function: torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
+
+
+def _cpu_peak_bytes(step: Step) -> int:
+    """Sums the allocator's events during one call, and returns the highest sum."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    total, peak = 0, 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return peak
+
+
+def _relative_error(approximate: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((approximate.cpu().double() - exact).norm() / exact.norm())

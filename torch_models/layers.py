@@ -1,0 +1,93 @@
+"""Layers that all models share. Parameters are cast to the dtype of the activations, which thus sets the precision.
+
+Dimensions: b images, h w rows and columns, n tokens, d width, k heads, e head_dim.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Outputs = dict[str, torch.Tensor]
+
+SDPA_BACKENDS = {
+    "math": SDPBackend.MATH,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "mem_efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+
+
+def tap(out: Outputs | None, name: str, x: torch.Tensor) -> torch.Tensor:
+    """Keeps `x` under `name` where outputs are wanted, and returns it."""
+    if out is not None:
+        out[name] = x
+    return x
+
+
+def gelu(x: torch.Tensor, kind: str) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh" if kind == "tanh" else "none")
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, kernel: str, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attends with exactly one kernel, `math`, `flash`, `mem_efficient` or `cudnn`; raises where it cannot run.
+
+    q, k, v: (b n k e); bias: (b k n n), added to the scaled logits. Returns (b n k e).
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # torch: SDPA takes (b k n e)
+    with sdpa_kernel(SDPA_BACKENDS[kernel]):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+
+
+class Linear(nn.Linear):
+    """Dense layer; weight (out, in)."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__(in_dim, out_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class Conv(nn.Conv2d):
+    """Convolution with the padding as an integer: 'SAME' would pad (0, 1) where torch pads (1, 1) at stride 2."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        use_bias: bool = True,
+    ) -> None:
+        super().__init__(in_dim, out_dim, kernel_size, stride=stride, padding=padding, groups=groups, bias=use_bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # torch: (b d h w)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.conv2d(x, self.weight.to(x.dtype), bias, self.stride, self.padding, groups=self.groups)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Normalises over the last axis; statistics in float32 at least, in torch's own kernels."""
+
+    def __init__(self, dim: int, *, eps: float) -> None:
+        super().__init__(dim, eps=eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, mlp_dim: int, *, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
+        self.fc1 = Linear(width, mlp_dim)
+        self.fc2 = Linear(mlp_dim, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(gelu(self.fc1(x), self.activation))

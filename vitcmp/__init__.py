@@ -1,0 +1,19 @@
+"""vitcmp compares vision backbones across JAX and PyTorch: the same models, the same weights, one sweep."""
+
+from vitcmp.api import forward
+from vitcmp.checkpoints import load_weights, save_weights
+from vitcmp.flops import count_flops
+from vitcmp.params import count_params, expected_shapes, init_weights
+from vitcmp.specs import get_spec
+
+__version__ = "0.1.0"
+__all__ = [
+    "count_flops",
+    "count_params",
+    "expected_shapes",
+    "forward",
+    "get_spec",
+    "init_weights",
+    "load_weights",
+    "save_weights",
+]

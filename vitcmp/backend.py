@@ -1,0 +1,110 @@
+"""The interface that both frameworks implement, and the one place that imports them by name."""
+
+import dataclasses
+import importlib
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+
+from vitcmp.params import Weights
+from vitcmp.specs import Spec, did_you_mean
+
+BACKENDS = ("jax", "torch")
+PLATFORMS = ("auto", "cpu", "gpu", "tpu")
+MODES = ("forward", "train")
+# Numerics, by the dtypes of the parameters and of the activations. float32 is true float32 in matmul and convolution.
+NUMERICS: dict[str, tuple[str, str]] = {
+    "float32": ("float32", "float32"),
+    "tensorfloat32": ("float32", "float32"),
+    "bfloat16": ("bfloat16", "bfloat16"),
+    "float16": ("float16", "float16"),
+    "bfloat16_mixed": ("float32", "bfloat16"),
+    "float64": ("float64", "float64"),
+}
+# What each framework offers; the first is the default on every platform. ViTs only.
+ATTENTION: dict[str, tuple[str, ...]] = {
+    "jax": ("xla", "cudnn", "pallas"),
+    "torch": ("math", "flash", "mem_efficient", "cudnn"),
+}
+COMPILE: dict[str, tuple[str, ...]] = {
+    "jax": ("jit",),
+    "torch": ("eager", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+}
+LAYOUT: dict[str, tuple[str, ...]] = {"jax": ("nhwc",), "torch": ("nchw", "channels_last")}
+
+
+class Unsupported(RuntimeError):
+    """What was asked for cannot run on this device; it is never replaced by something else under its name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Device:
+    platform: str  # cpu, gpu or tpu
+    name: str  # as the driver or the kernel says it
+    num_devices: int
+    memory_bytes: int | None
+    num_threads: int | None  # of one operation, on a CPU
+    versions: dict[str, str]  # of the framework and what it computes with
+
+
+class Step(Protocol):
+    """A compiled forward or train step, with its inputs on the device."""
+
+    compile_s: float | None  # None where nothing is compiled ahead of the first call
+    compile_cache: str | None  # cold or warm; None where there is no cache
+
+    def __call__(self) -> None:
+        """Runs the step once; returns when the device is idle."""
+
+    def queue(self, num_calls: int) -> None:
+        """Runs the step `num_calls` times and waits for the device once, at the end."""
+
+
+class Backend(Protocol):
+    """One framework on one device. Images are NHWC float arrays in [-1, 1]; labels are int class indices."""
+
+    name: str
+
+    def describe(self) -> Device: ...
+
+    def numerics(self, name: str) -> AbstractContextManager[dict[str, Any]]:
+        """Enforces numerics while open, and gives the effective settings and errors. Raises Unsupported."""
+
+    def build(self, spec: Spec, *, attention: str | None = None) -> Any:
+        """Builds the model with no weights in memory."""
+
+    def load(self, model: Any, weights: Weights, *, numerics: str, layout: str | None = None) -> Any:
+        """Returns the model with canonical weights on the device, in the numerics' dtypes."""
+
+    def export(self, model: Any) -> Weights:
+        """Returns the model's weights by their canonical names, float32 at least."""
+
+    def outputs(self, model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs forward and returns logits and every named intermediate; feature maps are NHWC."""
+
+    def compile(self, model: Any, images: np.ndarray, labels: np.ndarray, *, mode: str, compile: str) -> Step: ...
+
+    def memory(self, model: Any, step: Step) -> dict[str, Any]:
+        """Measures one call: parameters_bytes, activation_peak_bytes, process_peak_bytes, each with its source."""
+
+    def count_flops(self, spec: Spec) -> int:
+        """Counts forward FLOPs of one image in the framework's own graph; the cross-check of vitcmp.flops."""
+
+
+def load_backend(name: str, *, platform: str = "auto") -> Backend:
+    """Imports the framework and returns its backend on the platform; raises ValueError for an unknown name or platform."""
+    require_choice("backend", name, BACKENDS)
+    require_choice("device", platform, PLATFORMS)
+    try:
+        module = importlib.import_module(f"{name}_models.backend")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"backend={name}: the package {error.name!r} is not installed; pip install 'vitcmp[{name}]'"
+        ) from error
+    return module.make_backend(platform)
+
+
+def require_choice(argument: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"unknown {argument} {value!r}{did_you_mean(value, allowed)}; allowed: {', '.join(allowed)}")

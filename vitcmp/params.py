@@ -1,0 +1,212 @@
+"""Canonical weights: a flat dict of numpy arrays with timm's module names, and Flax's leaf names and layouts.
+
+`expected_params(spec)` is the third party that both frameworks' trees must equal. A leaf's kind, and never its number of
+dimensions, says how it is drawn and how it is laid out elsewhere.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from vitcmp.specs import ConvNeXtSpec, ResNetSpec, Spec, ViTDetSpec, ViTSpec, did_you_mean, get_spec
+
+Kind = Literal[
+    "linear", "conv", "bias", "norm_scale", "norm_bias", "mean", "var", "layer_scale", "pos_embed", "token", "rel_pos"
+]
+Weights = dict[str, np.ndarray]
+
+
+class Leaf(NamedTuple):
+    """One array of a model: its shape and kind. `linear` is (in, out), `conv` is (height, width, in / groups, out)."""
+
+    shape: tuple[int, ...]
+    kind: Kind
+
+
+def expected_params(spec: Spec | str) -> dict[str, Leaf]:
+    """Returns every weight of the model by its canonical name; BatchNorm's running `mean` and `var` are among them."""
+    spec = get_spec(spec)
+    families = {"vit": _vit, "vitdet": _vit, "resnet": _resnet, "convnext": _convnext}
+    return dict(families[spec.family](spec))  # type: ignore[operator]
+
+
+def expected_shapes(spec: Spec | str) -> dict[str, tuple[int, ...]]:
+    return {name: leaf.shape for name, leaf in expected_params(spec).items()}
+
+
+def count_params(spec: Spec | str) -> int:
+    """Counts trainable parameters; BatchNorm's running statistics are not among them."""
+    return sum(math.prod(leaf.shape) for leaf in expected_params(spec).values() if leaf.kind not in ("mean", "var"))
+
+
+def init_weights(spec: Spec | str, seed: int = 0) -> Weights:
+    """Draws float32 weights from `seed`, the same on every machine and for every framework.
+
+    Made for measuring and for parity, not for training from scratch: the norms' scales and statistics, the biases, the
+    position embeddings and the layer scales are all drawn away from their usual 0 and 1, so that no layer is without effect
+    and none of them can be wrong unseen. Each leaf has a stream of its own, seeded by its name.
+    """
+    return {
+        name: _draw(leaf, np.random.default_rng([seed, zlib.crc32(name.encode())]))
+        for name, leaf in expected_params(spec).items()
+    }
+
+
+def sincos2d(grid_size: tuple[int, int], width: int, *, temperature: float = 10_000.0) -> np.ndarray:
+    """Returns the fixed 2-D sine-cosine position embedding (1 h w width) in float64, in big_vision's channel order.
+
+    A quarter of the channels each: sin of the column, cos of the column, sin of the row, cos of the row
+    (arXiv:2104.02057, section 3, as in big_vision's `posemb_sincos_2d`).
+    """
+    rows, columns = np.mgrid[: grid_size[0], : grid_size[1]][:, None].astype(np.float64)
+    omega = temperature ** -(np.arange(width // 4) / (width // 4 - 1))
+    angles = columns[..., None] * omega, rows[..., None] * omega
+    return np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=-1)
+
+
+def check_weights(weights: Mapping[str, np.ndarray], spec: Spec | str, *, source: str = "weights") -> None:
+    """Raises one ValueError that lists every missing, unexpected, misshapen and non-finite array."""
+    shapes = expected_shapes(spec)
+    faults = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in weights]
+    for name, array in weights.items():
+        if name not in shapes:
+            faults.append(f"unexpected {name} {array.shape}{did_you_mean(name, [n for n in shapes if n not in weights])}")
+        elif tuple(array.shape) != shapes[name]:
+            faults.append(f"{name} has shape {tuple(array.shape)}, expected {shapes[name]}")
+        elif not np.isfinite(array.astype(np.float32)).all():
+            faults.append(f"{name} has values that are not finite")
+    if faults:
+        more = f"\n  ... and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise ValueError(f"{source}: {len(faults)} of its arrays do not fit {spec}:\n  " + "\n  ".join(faults[:20]) + more)
+
+
+def _draw(leaf: Leaf, rng: np.random.Generator) -> np.ndarray:
+    noise = rng.standard_normal(leaf.shape, dtype=np.float32)
+    match leaf.kind:
+        case "linear" | "conv":
+            drawn = noise / math.sqrt(math.prod(leaf.shape[:-1]))  # unit gain
+        case "bias" | "pos_embed" | "rel_pos" | "norm_bias" | "mean":
+            drawn = 0.1 * noise
+        case "norm_scale":
+            drawn = 1 + 0.1 * noise
+        case "var":
+            drawn = np.exp(0.2 * noise)
+        case "layer_scale":
+            drawn = 0.5 + 0.1 * noise
+        case "token":
+            drawn = noise
+    return drawn.astype(np.float32)
+
+
+def _linear(name: str, in_dim: int, out_dim: int) -> Iterator[tuple[str, Leaf]]:
+    yield f"{name}/kernel", Leaf((in_dim, out_dim), "linear")
+    yield f"{name}/bias", Leaf((out_dim,), "bias")
+
+
+def _conv(name: str, size: int, in_dim: int, out_dim: int, *, bias: bool = True) -> Iterator[tuple[str, Leaf]]:
+    yield f"{name}/kernel", Leaf((size, size, in_dim, out_dim), "conv")
+    if bias:
+        yield f"{name}/bias", Leaf((out_dim,), "bias")
+
+
+def _norm(name: str, dim: int) -> Iterator[tuple[str, Leaf]]:
+    yield f"{name}/scale", Leaf((dim,), "norm_scale")
+    yield f"{name}/bias", Leaf((dim,), "norm_bias")
+
+
+def _batch_norm(name: str, dim: int) -> Iterator[tuple[str, Leaf]]:
+    yield from _norm(name, dim)
+    yield f"{name}/mean", Leaf((dim,), "mean")
+    yield f"{name}/var", Leaf((dim,), "var")
+
+
+def _mlp(name: str, width: int, mlp_dim: int) -> Iterator[tuple[str, Leaf]]:
+    yield from _linear(f"{name}/fc1", width, mlp_dim)
+    yield from _linear(f"{name}/fc2", mlp_dim, width)
+
+
+def _vit(spec: ViTSpec) -> Iterator[tuple[str, Leaf]]:
+    width = spec.width
+    yield from _conv("patch_embed/proj", spec.patch_size, 3, width)
+    if spec.pos_embed == "learned":
+        yield "pos_embed", Leaf((1, *spec.grid_size, width), "pos_embed")
+    if spec.pool == "tok":
+        yield "cls_token", Leaf((1, 1, width), "token")
+    for i in range(spec.depth):
+        block = f"blocks/{i}"
+        yield from _norm(f"{block}/norm1", width)
+        yield from _linear(f"{block}/attn/qkv", width, 3 * width)
+        yield from _linear(f"{block}/attn/proj", width, width)
+        if isinstance(spec, ViTDetSpec) and spec.rel_pos:
+            rows, columns = spec.window_of(i) or spec.grid_size
+            yield f"{block}/attn/rel_pos_h", Leaf((2 * rows - 1, spec.head_dim), "rel_pos")
+            yield f"{block}/attn/rel_pos_w", Leaf((2 * columns - 1, spec.head_dim), "rel_pos")
+        yield from _norm(f"{block}/norm2", width)
+        yield from _mlp(f"{block}/mlp", width, spec.mlp_dim)
+    out_dim = width
+    if isinstance(spec, ViTDetSpec) and spec.neck_dim:
+        out_dim = spec.neck_dim
+        yield from _conv("neck/0", 1, width, out_dim, bias=False)
+        yield from _norm("neck/1", out_dim)
+        yield from _conv("neck/2", 3, out_dim, out_dim, bias=False)
+        yield from _norm("neck/3", out_dim)
+    else:
+        yield from _norm("norm", width)
+    if spec.pool == "map":
+        yield "attn_pool/latent", Leaf((1, 1, out_dim), "token")
+        yield from _linear("attn_pool/q", out_dim, out_dim)
+        yield from _linear("attn_pool/kv", out_dim, 2 * out_dim)
+        yield from _linear("attn_pool/proj", out_dim, out_dim)
+        yield from _norm("attn_pool/norm", out_dim)
+        yield from _mlp("attn_pool/mlp", out_dim, spec.mlp_dim)
+    if spec.rep_size:
+        yield from _linear("pre_logits", out_dim, spec.rep_size)
+    if spec.num_classes:
+        yield from _linear("head", spec.rep_size or out_dim, spec.num_classes)
+
+
+def _resnet(spec: ResNetSpec) -> Iterator[tuple[str, Leaf]]:
+    yield from _conv("conv1", 7, 3, spec.width, bias=False)
+    yield from _batch_norm("bn1", spec.width)
+    in_dim = spec.width
+    for stage, depth in enumerate(spec.depths):
+        mid_dim = spec.width * 2**stage
+        out_dim = mid_dim * spec.expansion
+        if spec.block == "basic":
+            layers = ((3, in_dim, mid_dim), (3, mid_dim, out_dim))
+        else:
+            layers = ((1, in_dim, mid_dim), (3, mid_dim, mid_dim), (1, mid_dim, out_dim))
+        for i in range(depth):
+            block = f"layer{stage + 1}/{i}"
+            for j, (size, conv_in, conv_out) in enumerate(layers, start=1):
+                yield from _conv(f"{block}/conv{j}", size, in_dim if j == 1 else conv_in, conv_out, bias=False)
+                yield from _batch_norm(f"{block}/bn{j}", conv_out)
+            if i == 0 and (stage > 0 or in_dim != out_dim):
+                yield from _conv(f"{block}/downsample/0", 1, in_dim, out_dim, bias=False)
+                yield from _batch_norm(f"{block}/downsample/1", out_dim)
+            in_dim = out_dim
+    if spec.num_classes:
+        yield from _linear("fc", in_dim, spec.num_classes)
+
+
+def _convnext(spec: ConvNeXtSpec) -> Iterator[tuple[str, Leaf]]:
+    yield from _conv("stem/0", 4, 3, spec.widths[0])
+    yield from _norm("stem/1", spec.widths[0])
+    in_dim = spec.widths[0]
+    for stage, (depth, width) in enumerate(zip(spec.depths, spec.widths, strict=True)):
+        if stage > 0:
+            yield from _norm(f"stages/{stage}/downsample/0", in_dim)
+            yield from _conv(f"stages/{stage}/downsample/1", 2, in_dim, width)
+        for i in range(depth):
+            block = f"stages/{stage}/blocks/{i}"
+            yield from _conv(f"{block}/conv_dw", spec.kernel_size, 1, width)
+            yield from _norm(f"{block}/norm", width)
+            yield from _mlp(f"{block}/mlp", width, 4 * width)
+            yield f"{block}/gamma", Leaf((width,), "layer_scale")
+        in_dim = width
+    yield from _norm("head/norm", in_dim)
+    if spec.num_classes:
+        yield from _linear("head/fc", in_dim, spec.num_classes)

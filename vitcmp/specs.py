@@ -1,0 +1,327 @@
+"""Model specs: one frozen dataclass a family, holding sizes *and* numerics, and `get_spec`.
+
+A spec is all that a model constructor needs to know, and the same object builds the JAX and the torch model, so
+nothing that changes the maths is left to a framework's default.
+"""
+
+import dataclasses
+import difflib
+import re
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+# Sizes: (width, depth, num_heads, mlp_dim). Ti S: arXiv:2012.12877 Table 1; B L H: arXiv:2010.11929 Table 1;
+# g G: arXiv:2106.04560 Table 2; So400m: arXiv:2305.13035.
+VIT_SIZES = {
+    "ti": (192, 12, 3, 768),
+    "s": (384, 12, 6, 1536),
+    "b": (768, 12, 12, 3072),
+    "l": (1024, 24, 16, 4096),
+    "h": (1280, 32, 16, 5120),
+    "so400m": (1152, 27, 16, 4304),
+    "g": (1408, 40, 16, 6144),
+    "G": (1664, 48, 16, 8192),
+}
+# arXiv:1512.03385, Table 1.
+RESNET_SIZES: dict[int, tuple[str, tuple[int, ...]]] = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+}
+# T S B L XL: arXiv:2201.03545, section 3; atto to nano: arXiv:2301.00808, Appendix A.1.
+CONVNEXT_SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "atto": ((2, 2, 6, 2), (40, 80, 160, 320)),
+    "femto": ((2, 2, 6, 2), (48, 96, 192, 384)),
+    "pico": ((2, 2, 6, 2), (64, 128, 256, 512)),
+    "nano": ((2, 2, 8, 2), (80, 160, 320, 640)),
+    "tiny": ((3, 3, 9, 3), (96, 192, 384, 768)),
+    "small": ((3, 3, 27, 3), (96, 192, 384, 768)),
+    "base": ((3, 3, 27, 3), (128, 256, 512, 1024)),
+    "large": ((3, 3, 27, 3), (192, 384, 768, 1536)),
+    "xlarge": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
+}
+CONVNEXT_ALIASES = {"t": "tiny", "s": "small", "b": "base", "l": "large", "xl": "xlarge"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What every family has: the image it is built for, and its classes."""
+
+    family: ClassVar[str]
+    min_image_size: ClassVar[int] = 1
+    image_size: tuple[int, int] = (224, 224)  # height, width
+    num_classes: int = 1000  # 0 leaves the head out
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def _check(self) -> None:
+        _require_choices(self)
+        object.__setattr__(self, "image_size", parse_image_size(self.image_size))
+        _require(self, "num_classes", self.num_classes >= 0, "0 (no head) or more")
+        if min(self.image_size) < self.min_image_size:
+            raise ValueError(
+                f"image_size={format_image_size(self.image_size)} is too small for {self.family}: "
+                f"each side must be at least {self.min_image_size} pixels"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTSpec(Spec):
+    """Plain ViT of arXiv:2010.11929, Table 1; numerics as in timm's released weights.
+
+    big_vision's numerics are `gelu="tanh"` and `pool` gap, map or tok. The position of the class token is folded into the
+    token itself, so `pool="tok"` has 1 x width fewer parameters than timm's count, and the same outputs.
+    """
+
+    family: ClassVar[str] = "vit"
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    patch_size: int = 16
+    pool: Literal["tok", "gap", "map"] = "tok"
+    pos_embed: Literal["learned", "sincos2d"] = "learned"
+    gelu: Literal["erf", "tanh"] = "erf"
+    norm_eps: float = 1e-6  # torch.nn.LayerNorm alone would give 1e-5
+    rep_size: int = 0  # width of the tanh pre-logits layer; 0 has none, true is `width`
+
+    def _check(self) -> None:
+        if self.rep_size is True:
+            object.__setattr__(self, "rep_size", self.width)
+        for name in ("width", "depth", "num_heads", "mlp_dim", "patch_size"):
+            _require(self, name, getattr(self, name) >= 1, "1 or more")
+        _require(self, "rep_size", self.rep_size >= 0, "0 (none), true (the width), or a width")
+        _require(self, "norm_eps", self.norm_eps > 0, "a positive number")
+        if self.width % self.num_heads:
+            raise ValueError(f"width={self.width} is not divisible by num_heads={self.num_heads}")
+        if self.pos_embed == "sincos2d" and self.width % 4:
+            raise ValueError(f"width={self.width} must be a multiple of 4 for pos_embed=sincos2d")
+        super()._check()
+        if min(self.grid_size) < 1:
+            raise ValueError(
+                f"image_size={format_image_size(self.image_size)} is smaller than one patch of {self.patch_size} pixels"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patches down and across; pixels past the last whole patch are dropped (a VALID convolution, as in big_vision)."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid_size[0] * self.grid_size[1] + (self.pool == "tok")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTDetSpec(ViTSpec):
+    """ViTDet backbone of arXiv:2203.16527: windowed attention, with a few global blocks.
+
+    `window_policy="pad"` pads the grid at its bottom and right to whole windows of `window_size`, after norm1 (section 3 and
+    its released code); `"divide"` chooses for each axis the window in [window_size/2, window_size] that pads least,
+    the largest where several do: with window_size=16 the windows of Beyer's article. Padded keys are attended to, as in the
+    released code. `global_blocks` is a count, spaced evenly as in section 3, or the block indices (`2+5+8+11`).
+    """
+
+    family: ClassVar[str] = "vitdet"
+    pool: Literal["gap", "map"] = "gap"  # type: ignore[assignment]  # a class token has no place in the grid
+    window_size: int = 14
+    window_policy: Literal["pad", "divide"] = "pad"
+    global_blocks: tuple[int, ...] | int = 4
+    rel_pos: bool = True  # decomposed, arXiv:2112.01526, equation 4
+    neck_dim: int = 0  # SAM's neck (arXiv:2304.02643): conv1x1, norm, conv3x3, norm; 0 ends in a LayerNorm
+
+    def _check(self) -> None:
+        super()._check()
+        _require(self, "window_size", self.window_size >= 1, "1 or more")
+        _require(self, "neck_dim", self.neck_dim >= 0, "0 (none) or more")
+        blocks = self.global_blocks
+        if isinstance(blocks, int):
+            _require(self, "global_blocks", 0 <= blocks <= self.depth, f"a count from 0 to depth={self.depth}")
+            blocks = tuple((i + 1) * self.depth // blocks - 1 for i in range(blocks))
+        if any(not 0 <= block < self.depth for block in blocks) or len(set(blocks)) != len(blocks):
+            raise ValueError(f"global_blocks={blocks} must be different indices from 0 to {self.depth - 1}")
+        object.__setattr__(self, "global_blocks", tuple(sorted(blocks)))
+
+    def window_of(self, block: int) -> tuple[int, int] | None:
+        """Returns the (height, width) of the block's windows in tokens, or None where its attention is global."""
+        assert isinstance(self.global_blocks, tuple)
+        if block in self.global_blocks:
+            return None
+        if self.window_policy == "pad":
+            return self.window_size, self.window_size
+        height, width = self.grid_size
+        return _least_padding(height, self.window_size), _least_padding(width, self.window_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetSpec(Spec):
+    """ResNet v1.5 (stride in the 3x3 convolution) of arXiv:1512.03385, as in torchvision and timm."""
+
+    family: ClassVar[str] = "resnet"
+    block: Literal["basic", "bottleneck"]
+    depths: tuple[int, ...]
+    width: int = 64  # of the stem and of stage 0's 3x3 convolutions
+    norm_eps: float = 1e-5
+    norm_momentum: float = 0.1  # weight of the new batch in the running statistics, torch's convention
+
+    def _check(self) -> None:
+        super()._check()
+        _require(self, "depths", bool(self.depths) and min(self.depths) >= 1, "one count a stage, each 1 or more")
+        _require(self, "width", self.width >= 1, "1 or more")
+        _require(self, "norm_eps", self.norm_eps > 0, "a positive number")
+
+    @property
+    def expansion(self) -> int:
+        return 4 if self.block == "bottleneck" else 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvNeXtSpec(Spec):
+    """ConvNeXt (V1) of arXiv:2201.03545; numerics as in timm's released weights."""
+
+    family: ClassVar[str] = "convnext"
+    min_image_size: ClassVar[int] = 32
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    kernel_size: int = 7
+    gelu: Literal["erf", "tanh"] = "erf"
+    norm_eps: float = 1e-6
+
+    def _check(self) -> None:
+        super()._check()
+        _require(self, "depths", bool(self.depths) and min(self.depths) >= 1, "one count a stage, each 1 or more")
+        _require(self, "widths", bool(self.widths) and min(self.widths) >= 1, "one width a stage, each 1 or more")
+        _require(self, "kernel_size", self.kernel_size % 2 == 1, "an odd number")
+        _require(self, "norm_eps", self.norm_eps > 0, "a positive number")
+        if len(self.depths) != len(self.widths):
+            raise ValueError(f"depths={self.depths} and widths={self.widths} must have one entry a stage each")
+
+
+NAME_PATTERNS = "vit_SIZEPATCH, vitdet_SIZEPATCH (SIZE: {}; PATCH in pixels), resnetN (N: {}), convnext_SIZE ({})".format(
+    " ".join(VIT_SIZES), " ".join(map(str, RESNET_SIZES)), " ".join(CONVNEXT_SIZES)
+)
+# The names that --help and did-you-mean list; any other patch size parses too.
+NAMES = (
+    *(f"{family}_{size}{patch}" for family in ("vit", "vitdet") for size in VIT_SIZES for patch in (8, 14, 16, 32)),
+    *(f"resnet{depth}" for depth in RESNET_SIZES),
+    *(f"convnext_{size}" for size in CONVNEXT_SIZES),
+)
+
+
+def get_spec(name: str | Spec) -> Spec:
+    """Returns the spec of `name`, with overrides as in `vitdet_b16:window_size=16,global_blocks=4,image_size=80x176`.
+
+    Values are written as in Python; tuples are joined by `x` or `+` (`depths=3x4x6x3`). A spec is returned as it is.
+    Raises ValueError for an unknown name or field, with what is allowed and a did-you-mean, or for a bad value.
+    """
+    if isinstance(name, Spec):
+        return name
+    base, _, overrides = name.strip().partition(":")
+    cls, fields = _named(base)
+    hints = get_type_hints(cls)
+    allowed = sorted(field.name for field in dataclasses.fields(cls))
+    for item in filter(None, overrides.split(",")):
+        field, equals, value = item.partition("=")
+        field = field.strip()
+        if not equals or field not in allowed:
+            raise ValueError(
+                f"model {name!r}: unknown field {item!r}{did_you_mean(field, allowed)}; "
+                f"write field=value, the fields of {base} are: {', '.join(allowed)}"
+            )
+        fields[field] = _parse_value(field, value.strip(), hints[field])
+    try:
+        return cls(**fields)
+    except ValueError as error:
+        raise ValueError(f"model {name!r}: {error}") from None
+
+
+def parse_image_size(text: Any) -> tuple[int, int]:
+    """Returns (height, width) in pixels from 224, "224", "80x176" or (80, 176)."""
+    parts = text.split("x") if isinstance(text, str) else text
+    parts = [parts] if isinstance(parts, int | np.integer) else list(parts)
+    try:
+        sides = [int(part) for part in parts]
+    except (TypeError, ValueError):
+        sides = []
+    if len(sides) not in (1, 2) or any(side < 1 for side in sides):
+        raise ValueError(f"image_size={text!r} must be a side (224) or height x width (80x176), in pixels, each 1 or more")
+    return sides[0], sides[-1]
+
+
+def format_image_size(size: tuple[int, int]) -> str:
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def did_you_mean(word: str, allowed: Any) -> str:
+    """Returns "; did you mean 'x'?" for the nearest allowed word, or an empty string."""
+    names = [str(item) for item in allowed]
+    same_letters = [name for name in names if name.lower() == word.lower()]
+    close = same_letters or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _named(base: str) -> tuple[type[Spec], dict[str, Any]]:
+    if match := re.fullmatch(r"(vit|vitdet)_([a-zA-Z]+|so400m)(\d+)", base):
+        family, size, patch = match.groups()
+        if size in VIT_SIZES and int(patch) > 0:
+            sizes = dict(zip(("width", "depth", "num_heads", "mlp_dim"), VIT_SIZES[size], strict=True))
+            return (ViTSpec if family == "vit" else ViTDetSpec), {**sizes, "patch_size": int(patch)}
+    if (match := re.fullmatch(r"resnet(\d+)", base)) and int(match[1]) in RESNET_SIZES:
+        block, depths = RESNET_SIZES[int(match[1])]
+        return ResNetSpec, {"block": block, "depths": depths}
+    if match := re.fullmatch(r"convnext_([a-z]+)", base):
+        size = CONVNEXT_ALIASES.get(match[1], match[1])
+        if size in CONVNEXT_SIZES:
+            depths, widths = CONVNEXT_SIZES[size]
+            return ConvNeXtSpec, {"depths": depths, "widths": widths}
+    raise ValueError(f"unknown model {base!r}{did_you_mean(base, NAMES)}; allowed: {NAME_PATTERNS}")
+
+
+def _parse_value(field: str, text: str, hint: Any) -> Any:
+    if get_origin(hint) is Literal:
+        return text  # __post_init__ names the choices
+    if field == "image_size":
+        return parse_image_size(text)
+    booleans = {"true": True, "false": False, "on": True, "off": False}
+    if hint is bool or (field == "rep_size" and text.lower() in booleans):
+        if text.lower() not in booleans:
+            raise ValueError(f"{field}={text!r} must be true or false")
+        return booleans[text.lower()]
+    if hint is float:
+        return _number(field, text, float)
+    if hint is int or (int in get_args(hint) and text.isdigit()):
+        return _number(field, text, int)
+    return tuple(_number(field, part, int) for part in re.split(r"[x+]", text))
+
+
+def _number(field: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{field}={text!r} must be {'a number' if kind is float else 'a whole number'}") from None
+
+
+def _least_padding(length: int, window_size: int) -> int:
+    candidates = range((window_size + 1) // 2, window_size + 1)
+    return min(candidates, key=lambda window: (-(-length // window) * window, -window))
+
+
+def _require(spec: Spec, name: str, holds: bool, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={getattr(spec, name)!r} must be {allowed}")
+
+
+def _require_choices(spec: Spec) -> None:
+    for name, hint in get_type_hints(type(spec)).items():
+        if get_origin(hint) is Literal and getattr(spec, name) not in get_args(hint):
+            choices = get_args(hint)
+            value = str(getattr(spec, name))
+            raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}{did_you_mean(value, choices)}")
