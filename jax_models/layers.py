@@ -28,10 +28,21 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, kernel: str, bias: jax.A
     """
     if kernel == "pallas":
         return _attend_pallas(q, k, v, bias)
-    return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=kernel)  # type: ignore[arg-type]
+    if kernel == "xla":
+        return _attend_xla(q, k, v, bias)
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=kernel)
+
+
+def _attend_xla(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
+    # jax: written out, because the softmax of jax.nn's own is in float32 even for float64 (0.10.2), which costs 5e-8
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bqke,bnke->bkqn", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    probs = jax.nn.softmax(logits if bias is None else logits + bias, axis=-1).astype(q.dtype)
+    return jnp.einsum("bkqn,bnke->bqke", probs, v)
 
 
 def _attend_pallas(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
+    # jax: a function of its own, where torch has a context for each kernel; imported here because only TPUs run it
     from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
 
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))  # (b k n e)
@@ -102,3 +113,39 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(gelu(self.fc1(x), self.activation))
+
+
+class BatchNorm(nnx.Module):
+    """Normalises each channel over the images and their maps; statistics in float32 at least.
+
+    Evaluation reads the running statistics. Training normalises by the batch's biased variance and keeps the unbiased
+    one (arXiv:1502.03167, Algorithm 2); `momentum` is the weight of the new batch, torch's convention and not Flax's.
+    Raises ValueError in training where a channel has one value only, whose variance says nothing.
+    """
+
+    def __init__(self, dim: int, *, eps: float, momentum: float) -> None:
+        self.eps, self.momentum = eps, momentum
+        self.use_running_average = False  # jax: what train() and eval() set
+        self.scale = nnx.Param(jnp.ones((dim,)))
+        self.bias = nnx.Param(jnp.zeros((dim,)))
+        self.mean = nnx.BatchStat(jnp.zeros((dim,)))
+        self.var = nnx.BatchStat(jnp.ones((dim,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # (b h w d)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.use_running_average:
+            mean, var = self.mean[...].astype(wide.dtype), self.var[...].astype(wide.dtype)
+        else:
+            mean, var = wide.mean(axis=(0, 1, 2)), wide.var(axis=(0, 1, 2))
+            self._keep(mean, var, num_values=x.size // x.shape[-1])
+        wide = (wide - mean) * (jax.lax.rsqrt(var + self.eps) * self.scale[...])
+        return (wide + self.bias[...]).astype(x.dtype)
+
+    def _keep(self, mean: jax.Array, var: jax.Array, *, num_values: int) -> None:
+        # jax: batch_norm in torch does this and raises the same
+        if num_values == 1:
+            raise ValueError("BatchNorm: expected more than 1 value per channel when training, got 1 image of 1x1")
+        unbiased = var * (num_values / (num_values - 1))
+        for running, value in ((self.mean, mean), (self.var, unbiased)):
+            kept = (1 - self.momentum) * running[...].astype(value.dtype) + self.momentum * value
+            running[...] = kept.astype(running[...].dtype)

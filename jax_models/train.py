@@ -35,7 +35,7 @@ def make_train_step(model: nnx.Module, *, optimizer: str) -> tuple[Callable[...,
         params, statistics, moments = state
 
         def loss_and_statistics(params: nnx.State) -> tuple[jax.Array, nnx.State]:
-            model = nnx.merge(graph, params, statistics)
+            model = nnx.merge(graph, params, statistics, copy=True)  # jax: a trace may change its own variables only
             loss = loss_fn(model, images, labels)
             return loss, nnx.state(model, nnx.Not(nnx.Param))
 

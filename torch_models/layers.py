@@ -91,3 +91,32 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(gelu(self.fc1(x), self.activation))
+
+
+class BatchNorm(nn.Module):
+    """Normalises each channel over the images and their maps; statistics in float32 at least.
+
+    Evaluation reads the running statistics. Training normalises by the batch's biased variance and keeps the unbiased
+    one (arXiv:1502.03167, Algorithm 2); `momentum` is the weight of the new batch, torch's convention and not Flax's.
+    Raises ValueError in training where a channel has one value only, whose variance says nothing.
+    """
+
+    def __init__(self, dim: int, *, eps: float, momentum: float) -> None:
+        super().__init__()  # torch: not nn.BatchNorm2d, whose state has num_batches_tracked too
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones((dim,)))
+        self.bias = nn.Parameter(torch.zeros((dim,)))
+        self.register_buffer("running_mean", torch.zeros((dim,)))
+        self.register_buffer("running_var", torch.ones((dim,)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # torch: (b d h w)
+        statistics = self.running_mean, self.running_var
+        # torch: no cast, because the kernels take parameters wider than x, and keep their statistics in float32
+        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+
+def tap_map(out: Outputs | None, name: str, x: torch.Tensor) -> torch.Tensor:
+    """Keeps the map `x` (b d h w) under `name` as (b h w d) where outputs are wanted, and returns it as it came."""
+    if out is not None:  # torch: what is kept is NHWC in both frameworks
+        out[name] = x.permute(0, 2, 3, 1)
+    return x

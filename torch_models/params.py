@@ -43,6 +43,7 @@ def _to_torch(array: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _from_torch(array: np.ndarray, kind: str) -> np.ndarray:
+    # torch: the reverse of _to_torch; the nnx modules hold the canonical layouts
     if kind == "linear":
         return array.T
     return array.transpose(2, 3, 1, 0) if kind == "conv" else array

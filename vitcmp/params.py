@@ -1,7 +1,7 @@
 """Canonical weights: a flat dict of numpy arrays with timm's module names, and Flax's leaf names and layouts.
 
-`expected_params(spec)` is the third party that both frameworks' trees must equal. A leaf's kind, and never its number of
-dimensions, says how it is drawn and how it is laid out elsewhere.
+`expected_params(spec)` is the third party that both frameworks' trees must equal. A leaf's kind, and never its number
+of dimensions, says how it is drawn and how it is laid out elsewhere.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from vitcmp.resample import resize
 from vitcmp.specs import ConvNeXtSpec, ResNetSpec, Spec, ViTDetSpec, ViTSpec, did_you_mean, get_spec
 
 Kind = Literal[
@@ -46,8 +47,8 @@ def init_weights(spec: Spec | str, seed: int = 0) -> Weights:
     """Draws float32 weights from `seed`, the same on every machine and for every framework.
 
     Made for measuring and for parity, not for training from scratch: the norms' scales and statistics, the biases, the
-    position embeddings and the layer scales are all drawn away from their usual 0 and 1, so that no layer is without effect
-    and none of them can be wrong unseen. Each leaf has a stream of its own, seeded by its name.
+    position embeddings and the layer scales are all drawn away from their usual 0 and 1, so that no layer is without
+    effect and none of them can be wrong unseen. Each leaf has a stream of its own, seeded by its name.
     """
     return {
         name: _draw(leaf, np.random.default_rng([seed, zlib.crc32(name.encode())]))
@@ -73,14 +74,68 @@ def check_weights(weights: Mapping[str, np.ndarray], spec: Spec | str, *, source
     faults = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in weights]
     for name, array in weights.items():
         if name not in shapes:
-            faults.append(f"unexpected {name} {array.shape}{did_you_mean(name, [n for n in shapes if n not in weights])}")
+            absent = [expected for expected in shapes if expected not in weights]
+            faults.append(f"unexpected {name} {tuple(array.shape)}{did_you_mean(name, absent)}")
         elif tuple(array.shape) != shapes[name]:
             faults.append(f"{name} has shape {tuple(array.shape)}, expected {shapes[name]}")
-        elif not np.isfinite(array.astype(np.float32)).all():
+        elif not np.isfinite(array).all():
             faults.append(f"{name} has values that are not finite")
     if faults:
         more = f"\n  ... and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise ValueError(f"{source}: {len(faults)} of its arrays do not fit {spec}:\n  " + "\n  ".join(faults[:20]) + more)
+        raise ValueError(
+            f"{source}: {len(faults)} of its arrays do not fit {spec}:\n  " + "\n  ".join(faults[:20]) + more
+        )
+
+
+def fit_image_size(weights: Mapping[str, np.ndarray], spec: Spec | str) -> Weights:
+    """Returns the weights with their position embeddings resampled to the grid of `spec`; other arrays are passed on.
+
+    The absolute one by antialiased bicubic (a = -0.5, half-pixel centres), as timm's `resample_abs_pos_embed`; tables
+    of relative positions linearly, as MViTv2 and SAM, and only where the window follows the image: in global blocks and
+    with `window_policy="divide"`. Computed in float64, given back in the array's own dtype. Arrays that do not fit for
+    another reason are left for `check_weights` to refuse.
+    """
+    spec = get_spec(spec)
+    fitted = dict(weights)
+    for name, leaf in expected_params(spec).items():
+        array = weights.get(name)
+        if array is None or array.ndim != len(leaf.shape) or array.shape[-1] != leaf.shape[-1]:
+            continue
+        if leaf.kind == "pos_embed" and array.shape != leaf.shape:
+            fitted[name] = _resample(array, (leaf.shape[1], leaf.shape[2]), method="bicubic")
+        elif leaf.kind == "rel_pos" and array.shape != leaf.shape and _follows_image(name, spec):
+            fitted[name] = _resample(array[:, None], (leaf.shape[0], 1), method="bilinear", antialias=False)[:, 0]
+    return fitted
+
+
+def upcycle(weights: Mapping[str, np.ndarray], spec: Spec | str) -> Weights:
+    """Returns the weights of a plain ViT as those of a ViTDet of the same size (arXiv:2203.16527, section 3).
+
+    The class token goes, and so does an attention-pooling head or a classifier that `spec` has no use for; the position
+    embedding is resampled to the grid; tables of relative positions start at zero; the norm and the head are kept.
+    Raises ValueError where `spec` is no ViTDet or has a neck, and for weights that do not fit.
+    """
+    spec = get_spec(spec)
+    if not isinstance(spec, ViTDetSpec) or spec.neck_dim:
+        raise ValueError(f"spec={spec} must be a ViTDet with neck_dim=0: a plain ViT has no weights for a neck")
+    expected = expected_params(spec)
+    dropped = ("cls_token", "attn_pool", *(() if spec.num_classes else ("pre_logits", "head")))
+    kept = {name: array for name, array in weights.items() if name in expected or name.split("/")[0] not in dropped}
+    rel_pos = {name: np.zeros(leaf.shape, np.float32) for name, leaf in expected.items() if leaf.kind == "rel_pos"}
+    upcycled = fit_image_size(rel_pos | kept, spec)
+    check_weights(upcycled, spec, source="upcycled weights")
+    return upcycled
+
+
+def _resample(array: np.ndarray, size: tuple[int, int], *, method: str, antialias: bool = True) -> np.ndarray:
+    return resize(array.astype(np.float64), size, method=method, antialias=antialias).astype(array.dtype)
+
+
+def _follows_image(name: str, spec: Spec) -> bool:
+    """Says whether the window of the block that `name` is in grows with the image."""
+    assert isinstance(spec, ViTDetSpec)
+    block = int(name.split("/")[1])
+    return spec.window_policy == "divide" or spec.window_of(block) is None
 
 
 def _draw(leaf: Leaf, rng: np.random.Generator) -> np.ndarray:
@@ -175,6 +230,7 @@ def _resnet(spec: ResNetSpec) -> Iterator[tuple[str, Leaf]]:
     for stage, depth in enumerate(spec.depths):
         mid_dim = spec.width * 2**stage
         out_dim = mid_dim * spec.expansion
+        layers: tuple[tuple[int, int, int], ...]
         if spec.block == "basic":
             layers = ((3, in_dim, mid_dim), (3, mid_dim, out_dim))
         else:

@@ -98,8 +98,8 @@ class ViTSpec(Spec):
         _require(self, "norm_eps", self.norm_eps > 0, "a positive number")
         if self.width % self.num_heads:
             raise ValueError(f"width={self.width} is not divisible by num_heads={self.num_heads}")
-        if self.pos_embed == "sincos2d" and self.width % 4:
-            raise ValueError(f"width={self.width} must be a multiple of 4 for pos_embed=sincos2d")
+        if self.pos_embed == "sincos2d" and (self.width % 4 or self.width < 8):
+            raise ValueError(f"width={self.width} must be a multiple of 4, and 8 or more, for pos_embed=sincos2d")
         super()._check()
         if min(self.grid_size) < 1:
             raise ValueError(
@@ -131,7 +131,7 @@ class ViTDetSpec(ViTSpec):
     """
 
     family: ClassVar[str] = "vitdet"
-    pool: Literal["gap", "map"] = "gap"  # type: ignore[assignment]  # a class token has no place in the grid
+    pool: Literal["gap", "map"] = "gap"  # a class token has no place in the grid
     window_size: int = 14
     window_policy: Literal["pad", "divide"] = "pad"
     global_blocks: tuple[int, ...] | int = 4
@@ -142,6 +142,10 @@ class ViTDetSpec(ViTSpec):
         super()._check()
         _require(self, "window_size", self.window_size >= 1, "1 or more")
         _require(self, "neck_dim", self.neck_dim >= 0, "0 (none) or more")
+        if self.pool == "map" and self.neck_dim % self.num_heads:
+            raise ValueError(
+                f"neck_dim={self.neck_dim} is not divisible by num_heads={self.num_heads}, as pool=map needs"
+            )
         blocks = self.global_blocks
         if isinstance(blocks, int):
             _require(self, "global_blocks", 0 <= blocks <= self.depth, f"a count from 0 to depth={self.depth}")
@@ -205,8 +209,10 @@ class ConvNeXtSpec(Spec):
             raise ValueError(f"depths={self.depths} and widths={self.widths} must have one entry a stage each")
 
 
-NAME_PATTERNS = "vit_SIZEPATCH, vitdet_SIZEPATCH (SIZE: {}; PATCH in pixels), resnetN (N: {}), convnext_SIZE ({})".format(
-    " ".join(VIT_SIZES), " ".join(map(str, RESNET_SIZES)), " ".join(CONVNEXT_SIZES)
+NAME_PATTERNS = (
+    "vit_SIZEPATCH, vitdet_SIZEPATCH (SIZE: {}; PATCH in pixels), resnetN (N: {}), convnext_SIZE ({})".format(
+        " ".join(VIT_SIZES), " ".join(map(str, RESNET_SIZES)), " ".join(CONVNEXT_SIZES)
+    )
 )
 # The names that --help and did-you-mean list; any other patch size parses too.
 NAMES = (
@@ -252,7 +258,9 @@ def parse_image_size(text: Any) -> tuple[int, int]:
     except (TypeError, ValueError):
         sides = []
     if len(sides) not in (1, 2) or any(side < 1 for side in sides):
-        raise ValueError(f"image_size={text!r} must be a side (224) or height x width (80x176), in pixels, each 1 or more")
+        raise ValueError(
+            f"image_size={text!r} must be a side (224) or height x width (80x176), in pixels, each 1 or more"
+        )
     return sides[0], sides[-1]
 
 
@@ -297,7 +305,7 @@ def _parse_value(field: str, text: str, hint: Any) -> Any:
         return booleans[text.lower()]
     if hint is float:
         return _number(field, text, float)
-    if hint is int or (int in get_args(hint) and text.isdigit()):
+    if hint is int or (get_origin(hint) is not tuple and int in get_args(hint) and text.isdigit()):
         return _number(field, text, int)
     return tuple(_number(field, part, int) for part in re.split(r"[x+]", text))
 

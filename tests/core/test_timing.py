@@ -1,0 +1,223 @@
+"""The timing loop, with clocks that only the calls move: no test waits, and none asserts about wall time."""
+
+import itertools
+import math
+import statistics
+
+import numpy as np
+import pytest
+
+from vitcmp.timing import (
+    MAX_QUEUE_CALLS,
+    Rule,
+    TimingError,
+    calls_per_sample,
+    sample,
+    sample_throughput,
+    warm_up,
+)
+
+RULE = Rule()
+
+
+class FakeHost:
+    """A host whose calls take the given durations, and of which `busy` is the share that the CPU works."""
+
+    def __init__(self, durations_s, busy=0.5):
+        self.durations_s, self.busy = iter(durations_s), busy
+        self.now_s, self.num_calls = 1e5, 0
+
+    def clock(self):
+        return self.now_s
+
+    def cpu_clock(self):
+        return self.now_s * self.busy
+
+    def call(self):
+        self.num_calls += 1
+        self.now_s += next(self.durations_s)
+
+    def queue(self, num_calls):
+        for _ in range(num_calls):
+            self.call()
+
+    def warm_up(self, rule=RULE):
+        return warm_up(self.call, rule, clock=self.clock)
+
+    def sample(self, rule=RULE):
+        return sample(self.call, rule, clock=self.clock, cpu_clock=self.cpu_clock)
+
+
+def noisy(median_s, spread, seed=0):
+    rng = np.random.default_rng(seed)
+    while True:
+        yield median_s * math.exp(spread * rng.standard_normal())
+
+
+def test_warm_up_of_steady_calls_ends_after_the_least_time_and_keeps_every_call():
+    host = FakeHost(itertools.repeat(0.01))
+    warmup = host.warm_up()
+    assert warmup.stable
+    assert warmup.wall_s == [0.01] * host.num_calls
+    assert 0.3 <= sum(warmup.wall_s) < 0.33
+
+
+def test_warm_up_makes_three_calls_however_long_they_are():
+    host = FakeHost(itertools.repeat(7.0))
+    assert host.warm_up() == ([7.0] * 3, True)
+
+
+def test_warm_up_goes_on_while_the_calls_get_faster():
+    ramp = [0.02 * 0.98**i for i in range(100)]
+    host = FakeHost(itertools.chain(ramp, itertools.repeat(ramp[-1])))
+    warmup = host.warm_up()
+    assert warmup.stable
+    assert len(warmup.wall_s) > 100  # settled only after the ramp had left the window
+    assert statistics.median(warmup.wall_s[len(warmup.wall_s) // 2 :]) == pytest.approx(ramp[-1], rel=0.05)
+
+
+def test_warm_up_is_not_stable_when_it_reaches_the_cap():
+    host = FakeHost(0.1 * 1.1**i for i in itertools.count())
+    warmup = host.warm_up()
+    assert not warmup.stable
+    assert 10 <= sum(warmup.wall_s) < 12
+
+
+def test_one_outlier_does_not_unsettle_a_warm_up():
+    host = FakeHost(itertools.chain([0.01] * 20, [0.1], itertools.repeat(0.01)))
+    warmup = host.warm_up()
+    assert warmup.stable
+    assert sum(warmup.wall_s) < 0.4
+
+
+def test_sampling_of_steady_calls_takes_a_second_and_thirty_samples_at_least():
+    fast, slow = FakeHost(itertools.repeat(0.004)), FakeHost(itertools.repeat(0.1))
+    assert len(fast.sample().wall_s) == pytest.approx(250, abs=1)  # the second counts
+    assert len(slow.sample().wall_s) == 30  # the thirty samples count
+    assert slow.sample().converged
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.03, 0.05])
+def test_sampling_ends_once_the_interval_of_the_median_is_within_one_percent(spread):
+    host = FakeHost(noisy(0.02, spread))
+    samples = host.sample()
+    assert samples.converged
+    assert len(samples.wall_s) == host.num_calls  # every one is kept
+    assert statistics.median(samples.wall_s) == pytest.approx(0.02, rel=0.01)
+
+
+def test_more_noise_takes_more_samples():
+    counts = [len(FakeHost(noisy(0.04, spread)).sample().wall_s) for spread in (0.01, 0.04, 0.08)]
+    assert counts == sorted(counts)
+    assert counts[0] == 30 < counts[2]
+
+
+def test_the_sample_cap_ends_noisy_sampling_unconverged():
+    samples = FakeHost(noisy(0.01, 0.8)).sample()
+    assert len(samples.wall_s) == 500
+    assert not samples.converged
+
+
+def test_the_time_cap_ends_noisy_sampling_unconverged():
+    samples = FakeHost(noisy(0.2, 0.8)).sample()
+    assert not samples.converged
+    assert 30 < len(samples.wall_s) < 200
+    assert 20 <= sum(samples.wall_s) < 25
+
+
+@pytest.mark.parametrize(("call_s", "num_samples"), [(0.5, 30), (0.7, 29), (2.0, 10), (6.0, 4), (9.0, 3), (60.0, 3)])
+def test_calls_too_long_for_thirty_samples_end_at_the_time_cap_with_three_at_least(call_s, num_samples):
+    samples = FakeHost(itertools.repeat(call_s)).sample()
+    assert len(samples.wall_s) == num_samples
+    assert samples.converged == (num_samples >= 30)
+
+
+def test_the_least_second_holds_for_calls_so_short_that_it_passes_the_sample_cap():
+    samples = FakeHost(itertools.repeat(1e-3)).sample()
+    assert len(samples.wall_s) == pytest.approx(1000, abs=1)
+    assert samples.converged
+
+
+def test_an_outlier_is_kept_and_does_not_move_the_median():
+    host = FakeHost(itertools.chain([0.1] * 10, [3.0], itertools.repeat(0.1)))
+    samples = host.sample()
+    assert samples.converged
+    assert max(samples.wall_s) == 3.0
+    assert statistics.median(samples.wall_s) == pytest.approx(0.1)
+
+
+def test_drift_is_not_called_converged_when_the_interval_is_wide():
+    samples = FakeHost(0.1 * 1.01**i for i in itertools.count()).sample()
+    assert not samples.converged
+
+
+def test_looks_are_few_so_that_a_lucky_one_does_not_end_sampling():
+    """At this spread 30 samples are too few; a rule that looks after every sample converges far more often."""
+    converged_early = [len(FakeHost(noisy(0.04, 0.08, seed)).sample().wall_s) < 40 for seed in range(50)]
+    assert sum(converged_early) <= 5
+
+
+def test_cpu_seconds_stand_beside_wall_seconds():
+    samples = FakeHost(itertools.repeat(0.1), busy=1.5).sample()
+    assert samples.cpu_s == pytest.approx([0.15] * 30)
+
+
+def test_cpu_seconds_are_unknown_and_not_zero_where_their_clock_stands_still():
+    assert FakeHost(itertools.repeat(0.1), busy=0.0).sample().cpu_s is None
+
+
+@pytest.mark.parametrize("duration_s", [0.0, -0.1, 1e-10])
+def test_a_duration_that_the_clock_cannot_tell_from_zero_is_refused(duration_s):
+    durations_s = [0.1, duration_s, *[0.1] * 40]
+    with pytest.raises(TimingError, match="too short"):
+        FakeHost(durations_s).sample()
+    with pytest.raises(TimingError, match="too short"):
+        FakeHost(durations_s).warm_up()
+
+
+def test_an_error_in_a_call_is_not_swallowed():
+    with pytest.raises(ZeroDivisionError):
+        sample(lambda: 1 / 0, RULE)
+
+
+@pytest.mark.parametrize(
+    ("latency_s", "num_calls"),
+    [(1e-6, MAX_QUEUE_CALLS), (1e-3, 50), (0.011, 5), (0.05, 4), (0.08, 4), (0.16, 2), (0.2, 1), (30.0, 1)],
+)
+def test_calls_are_queued_for_50_to_100_ms_and_at_least_four_of_them_where_the_cap_allows(latency_s, num_calls):
+    assert calls_per_sample(latency_s, RULE) == num_calls
+
+
+def test_thirty_throughput_samples_fit_in_half_of_any_cap():
+    for max_s, latency_s in itertools.product((2.0, 5.0, 20.0), (1e-3, 0.01, 0.05, 0.3)):
+        sample_s = latency_s * calls_per_sample(latency_s, Rule(max_s=max_s))
+        assert sample_s <= max(max_s / 60, 0.05 + latency_s, latency_s)
+
+
+@pytest.mark.parametrize("latency_s", [0.0, -1.0, math.nan])
+def test_a_latency_that_is_not_positive_is_a_callers_mistake(latency_s):
+    with pytest.raises(ValueError, match="latency_s"):
+        calls_per_sample(latency_s, RULE)
+
+
+def test_throughput_times_queues_of_calls_by_the_same_rule():
+    host = FakeHost(itertools.repeat(0.01))
+    throughput = sample_throughput(host.queue, RULE, latency_s=0.01, clock=host.clock, cpu_clock=host.cpu_clock)
+    assert throughput.calls_per_sample == 5
+    assert throughput.converged
+    assert throughput.wall_s == pytest.approx([0.05] * 30)
+    assert throughput.cpu_s == pytest.approx([0.025] * 30)
+    assert host.num_calls == 150
+
+
+def test_every_field_of_a_rule_is_checked_and_all_faults_come_in_one_message():
+    with pytest.raises(ValueError, match=r"min_s=0, max_s=-1.*positive"):
+        Rule(min_s=0, max_s=-1)
+    with pytest.raises(ValueError, match="needs 6"):
+        Rule(min_samples=5)
+
+
+def test_the_real_clocks_serve():
+    samples = sample(lambda: sum(range(1000)), Rule(min_s=0.001, max_s=0.2, min_samples=6, max_samples=20))
+    assert min(samples.wall_s) > 0
+    assert samples.cpu_s is None or len(samples.cpu_s) == len(samples.wall_s)

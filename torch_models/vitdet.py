@@ -1,0 +1,164 @@
+"""ViTDet backbone of arXiv:2203.16527: a plain ViT with attention in windows, and over the whole grid in a few blocks.
+
+Tokens keep the shape of their grid, (b h w d). g counts the windows of all images, or the images where attention is
+global; m n are the rows and columns of the keys.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from torch_models.layers import Conv, LayerNorm, Linear, Mlp, Outputs, attend, tap
+from torch_models.vit import AttentionPool, PatchEmbed
+from vitcmp.params import sincos2d
+from vitcmp.specs import ViTDetSpec
+
+NECK_EPS = 1e-6  # SAM's LayerNorm2d
+
+
+def window_partition(x: torch.Tensor, window: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Cuts a grid into windows, padded with zeros at its bottom and right to whole ones: (b h w d) -> (g wh ww d).
+
+    Returns the windows, row by row of each image, and the padded (height, width).
+    """
+    b, h, w, d = x.shape
+    wh, ww = window
+    ph, pw = h + -h % wh, w + -w % ww
+    x = F.pad(x, (0, 0, 0, pw - w, 0, ph - h))  # torch: the last axis comes first
+    x = x.reshape(b, ph // wh, wh, pw // ww, ww, d).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, wh, ww, d), (ph, pw)
+
+
+def window_unpartition(windows: torch.Tensor, padded_size: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    """Puts windows back together and cuts the padding off: (g wh ww d) -> (b h w d), where `size` is (h, w)."""
+    _, wh, ww, d = windows.shape
+    ph, pw = padded_size
+    x = windows.reshape(-1, ph // wh, pw // ww, wh, ww, d).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, ph, pw, d)[:, : size[0], : size[1]]
+
+
+def rel_pos_bias(q: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor) -> torch.Tensor:
+    """Returns the bias (g k hw mn) of decomposed relative positions: q[h, w] times R_h[h - m] + R_w[w - n].
+
+    q: (g h w k e), not divided by sqrt(e); rel_pos_h: (2 * height - 1, e), its row 0 for distance 1 - height;
+    rel_pos_w: (2 * width - 1, e). arXiv:2112.01526, equations 3 and 4, but as in its released code: the paper divides
+    the bias by sqrt(e) too.
+    """
+    g, h, w, k = q.shape[:4]
+    i, j = torch.arange(h, device=q.device), torch.arange(w, device=q.device)
+    rows, columns = i[:, None] - i + h - 1, j[:, None] - j + w - 1
+    bias_h = torch.einsum("ghwke,hme->gkhwm", q, rel_pos_h[rows])
+    bias_w = torch.einsum("ghwke,wne->gkhwn", q, rel_pos_w[columns])
+    return (bias_h[..., :, None] + bias_w[..., None, :]).reshape(g, k, h * w, h * w)
+
+
+class GridAttention(nn.Module):
+    """Multi-head self-attention within each window, with decomposed relative positions."""
+
+    def __init__(self, spec: ViTDetSpec, window: tuple[int, int], *, kernel: str) -> None:
+        super().__init__()
+        self.num_heads, self.kernel, self.use_rel_pos = spec.num_heads, kernel, spec.rel_pos
+        self.qkv = Linear(spec.width, 3 * spec.width)
+        self.proj = Linear(spec.width, spec.width)
+        if spec.rel_pos:
+            self.rel_pos_h = nn.Parameter(torch.zeros((2 * window[0] - 1, spec.head_dim)))
+            self.rel_pos_w = nn.Parameter(torch.zeros((2 * window[1] - 1, spec.head_dim)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (g h w d)
+        g, h, w, d = x.shape
+        qkv = self.qkv(x).reshape(g, h * w, 3, self.num_heads, -1)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # (g hw k e)
+        bias = None  # without one, the flash kernels can run
+        if self.use_rel_pos:
+            grid_q = q.reshape(g, h, w, self.num_heads, -1)
+            bias = rel_pos_bias(grid_q, self.rel_pos_h.to(x.dtype), self.rel_pos_w.to(x.dtype))
+        x = attend(q, k, v, kernel=self.kernel, bias=bias)
+        return self.proj(x.reshape(g, h, w, d))
+
+
+class WindowBlock(nn.Module):
+    """Pre-norm transformer block, its attention in windows or, where `window` is None, over the whole grid."""
+
+    def __init__(self, spec: ViTDetSpec, window: tuple[int, int] | None, *, kernel: str) -> None:
+        super().__init__()
+        self.window = window
+        self.norm1 = LayerNorm(spec.width, eps=spec.norm_eps)
+        self.attn = GridAttention(spec, window or spec.grid_size, kernel=kernel)
+        self.norm2 = LayerNorm(spec.width, eps=spec.norm_eps)
+        self.mlp = Mlp(spec.width, spec.mlp_dim, activation=spec.gelu)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (b h w d)
+        x = x + self.attend_windows(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+    def attend_windows(self, x: torch.Tensor) -> torch.Tensor:
+        """Attends; the grid is padded after norm1, so a padded key is the bias of `qkv`, and is attended to."""
+        if self.window is None:
+            return self.attn(x)
+        h, w = x.shape[1:3]
+        windows, padded_size = window_partition(x, self.window)
+        return window_unpartition(self.attn(windows), padded_size, (h, w))
+
+
+class ViTDet(nn.Module):
+    def __init__(self, spec: ViTDetSpec, *, attention: str) -> None:
+        super().__init__()
+        self.spec = spec
+        self.patch_embed = PatchEmbed(spec)
+        if spec.pos_embed == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros((1, *spec.grid_size, spec.width)))
+        else:  # torch: a buffer, so that it is made once; XLA folds it into the program
+            self.register_buffer("pos_embed", torch.from_numpy(sincos2d(spec.grid_size, spec.width)), persistent=False)
+        self.blocks = nn.ModuleList([WindowBlock(spec, spec.window_of(i), kernel=attention) for i in range(spec.depth)])
+        width = spec.neck_dim or spec.width
+        if spec.neck_dim:
+            self.neck = nn.ModuleList(make_neck(spec.width, spec.neck_dim))
+        else:
+            self.norm = LayerNorm(spec.width, eps=spec.norm_eps)
+        if spec.pool == "map":
+            self.attn_pool = AttentionPool(spec, width, kernel=attention)
+        if spec.rep_size:
+            self.pre_logits = Linear(width, spec.rep_size)
+        if spec.num_classes:
+            self.head = Linear(spec.rep_size or width, spec.num_classes)
+
+    def forward(self, images: torch.Tensor, out: Outputs | None = None) -> torch.Tensor:
+        """Returns logits (b num_classes), or what the head would read where num_classes is 0."""
+        x = tap(out, "stem", self.embed(images))
+        for i, block in enumerate(self.blocks):
+            x = tap(out, f"block/{i}", block(x))
+        x = tap(out, "features", self.finish(x))
+        return self.classify(x, out)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeds patches and positions: (b 3 h w) -> (b h w d)."""
+        x = self.patch_embed(images)
+        return x + self.pos_embed.to(x.dtype)
+
+    def finish(self, x: torch.Tensor) -> torch.Tensor:
+        """Applies the last norm, or SAM's neck: (b h w d) -> (b h w d or neck_dim)."""
+        if not self.spec.neck_dim:
+            return self.norm(x)
+        conv1, norm1, conv2, norm2 = self.neck
+        x = norm1(conv1(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))  # torch: convolutions are (b d h w)
+        return norm2(conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+    def classify(self, x: torch.Tensor, out: Outputs | None) -> torch.Tensor:
+        """Pools the grid and applies the head: (b h w d) -> (b num_classes)."""
+        b, h, w, d = x.shape
+        x = x.reshape(b, h * w, d)
+        x = tap(out, "pooled", self.attn_pool(x) if self.spec.pool == "map" else x.mean(dim=1))
+        if self.spec.rep_size:
+            x = torch.tanh(self.pre_logits(x))
+        tap(out, "pre_logits", x)
+        return tap(out, "logits", self.head(x)) if self.spec.num_classes else x
+
+
+def make_neck(width: int, neck_dim: int) -> list[nn.Module]:
+    """Returns the layers of SAM's neck (arXiv:2304.02643, appendix A): (b h w width) -> (b h w neck_dim)."""
+    return [
+        Conv(width, neck_dim, kernel_size=1, use_bias=False),
+        LayerNorm(neck_dim, eps=NECK_EPS),
+        Conv(neck_dim, neck_dim, kernel_size=3, padding=1, use_bias=False),
+        LayerNorm(neck_dim, eps=NECK_EPS),
+    ]

@@ -1,0 +1,303 @@
+"""Cases: everything that decides a number, their ids, and the grids and presets that make them."""
+
+import dataclasses
+import datetime
+import functools
+import hashlib
+import itertools
+import json
+from typing import Any
+
+from vitcmp.backend import ATTENTION, BACKENDS, COMPILE, LAYOUT, MODES, NUMERICS, Device
+from vitcmp.flops import count_flops
+from vitcmp.records import METHOD_VERSION, SCHEMA, Record
+from vitcmp.specs import Spec, ViTDetSpec, ViTSpec, did_you_mean, format_image_size, get_spec, parse_image_size
+
+SEED_WEIGHTS = "seed:0"
+# The sizes of "On the speed of ViTs and CNNs" (Beyer 2024), and its ViTDet: windows that divide the grid, no rel-pos.
+ARTICLE_SIZES = ("128", "224", "256", "384", "448", "512", "768", "896", "1024")
+ARTICLE_VITDET = "vitdet_b16:window_policy=divide,window_size=16,rel_pos=false"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One point of the sweep. Nothing that changes a number may be left out of it."""
+
+    backend: str
+    model: str  # as get_spec takes it
+    spec: dict[str, Any]  # every field of the spec, the family, and the image size of this case
+    image_size: str  # 224, or 96x160 (height x width)
+    batch_size: int
+    mode: str
+    numerics: str
+    attention: str | None  # None for a model without attention
+    compile: str
+    layout: str
+    platform: str
+    device_name: str
+    num_threads: int | None  # None on an accelerator
+    framework_version: str
+    weights: str  # seed:0, or sha256:... of the file
+    max_sampling_s: float  # the stopping rule's cap
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Case":
+        return cls(**fields)
+
+    @functools.cached_property
+    def case_id(self) -> str:
+        """The sha256 of the case's canonical JSON and of the method's version."""
+        content = {"method_version": METHOD_VERSION, "case": self.to_json()}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def resolve_spec(self) -> Spec:
+        """Returns the spec of the model at the case's image size."""
+        return dataclasses.replace(get_spec(self.model), image_size=parse_image_size(self.image_size))
+
+    def new_record(self, run: int) -> Record:
+        """Returns a record of an attempt that has not ended: what is not known is null."""
+        unknown = (
+            "device environment effective num_params flops compile_s compile_cache warmup latency throughput memory "
+            "contention clocks outputs stages_s"
+        )
+        return {
+            "schema": SCHEMA,
+            "method_version": METHOD_VERSION,
+            "case_id": self.case_id,
+            "run": run,
+            "status": "error",
+            "error": None,
+            "started_at": timestamp(),
+            "ended_at": None,
+            "case": self.to_json(),
+            **dict.fromkeys(unknown.split()),
+        }
+
+    def describe(self) -> str:
+        """Returns one line for people: `torch vit_ti16 224 px x 1 forward float32 math eager`."""
+        parts = (self.backend, self.model, f"{self.image_size} px x {self.batch_size}", self.mode, self.setting)
+        return " ".join(parts)
+
+    @property
+    def setting(self) -> str:
+        """What of the case is a choice of how to compute, not of what."""
+        return " ".join(filter(None, (self.numerics, self.attention, self.compile, self.layout)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What a sweep asks for. `attention`, `compile` and `layout` are by backend; a model takes of them what it has."""
+
+    models: tuple[str, ...]
+    image_sizes: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    numerics: tuple[str, ...]
+    attention: dict[str, tuple[str, ...]]
+    compile: dict[str, tuple[str, ...]]
+    layout: dict[str, tuple[str, ...]]
+    mode: str = "forward"
+    weights: str = SEED_WEIGHTS
+    max_sampling_s: float = 20.0
+    is_filtered: bool = True  # leave out what the device is known not to have, unless it was asked for by name
+
+
+def _first(options: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    return {backend: names[:1] for backend, names in options.items()}
+
+
+CPU_QUICK = Grid(
+    models=("vit_ti16", "vitdet_ti16", "resnet18", "convnext_atto"),
+    image_sizes=("128", "224"),
+    batch_sizes=(1,),
+    numerics=("float32",),
+    attention={"jax": ("xla",), "torch": ("flash",)},
+    compile=_first(COMPILE),
+    layout=_first(LAYOUT),
+    max_sampling_s=5.0,
+)
+ACCELERATOR_QUICK = Grid(
+    models=("vit_b16", "vitdet_b16", "resnet50", "convnext_base"),
+    image_sizes=("224", "512", "1024"),
+    batch_sizes=(1, 8),
+    numerics=("bfloat16",),
+    attention={"jax": ("xla", "cudnn", "pallas"), "torch": ("flash", "mem_efficient", "cudnn")},
+    compile={"jax": ("jit",), "torch": ("default",)},
+    layout={"jax": ("nhwc",), "torch": ("channels_last",)},
+)
+# The article's grid, and the settings that it left out: channels_last, max-autotune, cuDNN's attention, ResNet-50.
+ARTICLE = Grid(
+    models=("vit_b16", ARTICLE_VITDET, "resnet50", "convnext_base"),
+    image_sizes=ARTICLE_SIZES,
+    batch_sizes=(1, 8, 32),
+    numerics=("float32", "tensorfloat32", "bfloat16", "float16"),
+    attention=ATTENTION,
+    compile={"jax": ("jit",), "torch": ("reduce-overhead", "max-autotune")},
+    layout=LAYOUT,
+)
+FULL = dataclasses.replace(
+    ARTICLE,
+    models=(
+        *(f"vit_{size}16" for size in ("ti", "s", "b", "l")),
+        "vit_h14",
+        *(f"vitdet_{size}16" for size in ("ti", "s", "b", "l")),
+        ARTICLE_VITDET,
+        *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+        *(f"convnext_{size}" for size in ("atto", "tiny", "small", "base", "large")),
+    ),
+    batch_sizes=(1, 8, 32, 128),
+    numerics=("float32", "tensorfloat32", "bfloat16", "float16", "bfloat16_mixed"),
+    compile={"jax": ("jit",), "torch": COMPILE["torch"]},
+)
+PRESETS = ("quick", "article", "full")
+
+
+def get_preset(name: str, platform: str) -> Grid:
+    """Returns the preset's grid; `quick` is about two minutes on a CPU, and larger models on an accelerator."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; allowed: {', '.join(PRESETS)}")
+    if name == "quick":
+        return CPU_QUICK if platform == "cpu" else ACCELERATOR_QUICK
+    return ARTICLE if name == "article" else FULL
+
+
+def timestamp() -> str:
+    """Returns the time in UTC as ISO 8601, to the millisecond."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def check_names(grid: dict[str, Any], backends: tuple[str, ...]) -> None:
+    """Raises one ValueError with every fault of the axes that were given, before a device is asked for.
+
+    `grid` holds the axes by name, as lists of strings; an absent or None axis is the preset's.
+    """
+    faults: list[str] = []
+    for backend in backends:
+        _check_choices(faults, "backend", [backend], BACKENDS)
+    known = [backend for backend in backends if backend in BACKENDS]
+    _check_choices(faults, "mode", [grid.get("mode") or "forward"], MODES)
+    _check_choices(faults, "numerics", grid.get("numerics") or (), tuple(NUMERICS))
+    for axis, options in (("attention", ATTENTION), ("compile", COMPILE), ("layout", LAYOUT)):
+        offered = tuple(dict.fromkeys(itertools.chain.from_iterable(options[backend] for backend in known)))
+        _check_choices(faults, f"{axis} for {' and '.join(known)}", grid.get(axis) or (), offered)
+        for backend in known:
+            if grid.get(axis) and not set(grid[axis]) & set(options[backend]):
+                faults.append(f"{axis}={','.join(grid[axis])} leaves nothing for {backend}; it has: {', '.join(options[backend])}")
+    for text in grid.get("image_sizes") or ():
+        _collect(faults, parse_image_size, text)
+    for text in grid.get("batch_sizes") or ():
+        if not str(text).isdigit() or int(text) < 1:
+            faults.append(f"batch_sizes={text!r} must be a whole number, 1 or more")
+    for model in grid.get("models") or ():
+        _collect(faults, get_spec, model)
+    if faults:
+        raise ValueError("\n".join(dict.fromkeys(faults)))
+
+
+def make_cases(grid: Grid, backend: str, device: Device, *, framework_version: str) -> list[Case]:
+    """Returns the cases of one backend, each once. Raises one ValueError for every model that cannot take an image size."""
+    faults: list[str] = []
+    cases: dict[str, Case] = {}
+    for size, model, batch_size, numerics in itertools.product(
+        grid.image_sizes, grid.models, grid.batch_sizes, grid.numerics
+    ):
+        spec = _collect(faults, _resize_spec, model, size)
+        if spec is None:
+            continue
+        if grid.mode == "train" and not spec.num_classes:
+            faults.append(f"model {model!r}: num_classes=0 has no loss to train on")
+        attention = grid.attention[backend] if isinstance(spec, ViTSpec) else (None,)
+        for kernel, compile, layout in itertools.product(attention, grid.compile[backend], _layouts(grid, backend, spec)):
+            if grid.is_filtered and why_unsupported(spec, device.platform, backend, numerics, kernel):
+                continue
+            case = Case(
+                backend=backend,
+                model=model,
+                spec={"family": spec.family, **json.loads(json.dumps(dataclasses.asdict(spec)))},
+                image_size=format_image_size(spec.image_size),
+                batch_size=batch_size,
+                mode=grid.mode,
+                numerics=numerics,
+                attention=kernel,
+                compile=compile,
+                layout=layout,
+                platform=device.platform,
+                device_name=device.name,
+                num_threads=device.num_threads,
+                framework_version=framework_version,
+                weights=grid.weights,
+                max_sampling_s=grid.max_sampling_s,
+            )
+            cases[case.case_id] = case
+    if faults:
+        raise ValueError("\n".join(dict.fromkeys(faults)))
+    return list(cases.values())
+
+
+def interleave(cases: list[Case]) -> list[Case]:
+    """Orders cases so that the backends' sides of one point run one after the other; the order is otherwise kept."""
+    order: dict[tuple[Any, ...], list[Case]] = {}
+    for case in cases:
+        order.setdefault((case.image_size, case.model, case.batch_size, case.mode, case.numerics), []).append(case)
+    return list(itertools.chain.from_iterable(order.values()))
+
+
+def why_unsupported(spec: Spec, platform: str, backend: str, numerics: str, attention: str | None) -> str | None:
+    """Returns why the device cannot have this, as far as it is known beforehand; None where it may.
+
+    torch: CUDA's flash and cuDNN kernels take 16-bit inputs, and flash takes no bias; the CPU has math and flash.
+    JAX: cuDNN's kernel is for NVIDIA GPUs and 16-bit inputs; Pallas' flash kernel is for TPUs.
+    """
+    if numerics == "tensorfloat32" and platform != "gpu":
+        return "tensorfloat32 exists on NVIDIA GPUs only"
+    if platform == "tpu" and numerics in ("float16", "float64"):
+        return f"TPUs have no {numerics}"
+    if attention is None:
+        return None
+    is_16_bit = NUMERICS[numerics][1] in ("bfloat16", "float16")
+    has_bias = isinstance(spec, ViTDetSpec) and spec.rel_pos
+    homes = {("torch", "mem_efficient"): "gpu", ("jax", "pallas"): "tpu"}
+    home = "gpu" if attention == "cudnn" else homes.get((backend, attention), platform)
+    if home != platform:
+        return f"{backend}'s {attention} attention runs on a {home} only, this is a {platform}"
+    if platform == "gpu" and attention in ("flash", "cudnn") and not is_16_bit:
+        return f"{attention} attention takes 16-bit inputs only, not {numerics}"
+    if platform == "gpu" and attention == "flash" and has_bias:
+        return "flash attention takes no bias, and rel_pos is one"
+    return None
+
+
+def estimate_s(case: Case) -> float:
+    """Guesses the seconds that a case takes: the start of a process, compilation, and the samples of the stopping rule."""
+    speed = {"cpu": 4e10 * (case.num_threads or 1)}.get(case.platform, 5e13)  # FLOP/s, a cautious share of the peak
+    call_s = count_flops(case.resolve_spec(), mode=case.mode).total * case.batch_size / speed
+    compile_s = {"jit": 2.0, "eager": 0.0, "default": 25.0, "reduce-overhead": 25.0}.get(case.compile, 90.0)
+    return 3.0 + compile_s + 2 * min(max(30 * call_s, 1.5), case.max_sampling_s) + 10 * call_s
+
+
+def _resize_spec(model: str, size: str) -> Spec:
+    try:
+        return dataclasses.replace(get_spec(model), image_size=parse_image_size(size))
+    except ValueError as error:
+        raise ValueError(f"model {model!r} at {size} px: {error}") from None
+
+
+def _layouts(grid: Grid, backend: str, spec: Spec) -> tuple[str, ...]:
+    """A ViT has one convolution, its first: it is swept in one layout only."""
+    return grid.layout[backend] if not isinstance(spec, ViTSpec) else grid.layout[backend][:1]
+
+
+def _check_choices(faults: list[str], argument: str, values: Any, allowed: tuple[str, ...]) -> None:
+    for value in values:
+        if value not in allowed:
+            faults.append(f"unknown {argument}: {value!r}{did_you_mean(value, allowed)}; allowed: {', '.join(allowed)}")
+
+
+def _collect(faults: list[str], function: Any, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        faults.append(str(error))
+        return None

@@ -1,0 +1,281 @@
+"""The parent: one child process a case, with a time-out and a log; every attempt ends as one record. Imports no framework."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vitcmp.backend import Device
+from vitcmp.cases import Case, estimate_s, timestamp
+from vitcmp.environment import num_cpus
+from vitcmp.records import FINAL, Record, RecordStore, latest
+
+WORKER = (sys.executable, "-m", "vitcmp.worker")
+Progress = Callable[[str, "Job", Record | None], None]
+
+
+class ProbeError(RuntimeError):
+    """The device or the weights that were asked for cannot be had."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One fresh process for one case."""
+
+    case: Case
+    run: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.case.case_id, self.run
+
+
+class Interrupt:
+    """Turns SIGINT and SIGTERM into a request to stop: the child is killed, the parent goes on to write its record."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self.child: subprocess.Popen | None = None
+
+    def __enter__(self) -> "Interrupt":
+        self._kept = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._kept.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal_number = number
+        if self.child is not None:
+            kill_group(self.child)
+
+    @property
+    def requested(self) -> bool:
+        return self.signal_number is not None
+
+
+def plan_jobs(cases: list[Case], records: list[Record], *, runs: int, retry: bool) -> list[Job]:
+    """Returns what is left to do: jobs with no record, interrupted ones, and with `retry` those that failed."""
+    done = latest(records)
+    jobs = [Job(case, run) for run in range(runs) for case in cases]
+    return [job for job in jobs if _is_pending(done.get(job.key), retry)]
+
+
+def _is_pending(record: Record | None, retry: bool) -> bool:
+    if record is None or record["status"] not in FINAL:
+        return True
+    return retry and record["status"] != "ok"
+
+
+def run_jobs(
+    jobs: list[Job],
+    store: RecordStore,
+    *,
+    interrupt: Interrupt,
+    timeout_s: float,
+    budget_s: float | None = None,
+    weights_path: str | None = None,
+    progress: Progress = lambda event, job, record: None,
+    worker: tuple[str, ...] = WORKER,
+) -> list[Job]:
+    """Runs each job in a child of its own and appends its record; returns the jobs that were not started.
+
+    A job is not started once an interrupt was requested, or where it would outlast the budget by its estimate.
+    """
+    start = time.monotonic()
+    for i, job in enumerate(jobs):
+        elapsed_s = time.monotonic() - start
+        if interrupt.requested or (budget_s is not None and elapsed_s + estimate_s(job.case) > budget_s):
+            return jobs[i:]
+        progress("started", job, None)
+        record = run_job(
+            job, store.folder, interrupt=interrupt, timeout_s=timeout_s, weights_path=weights_path, worker=worker
+        )
+        store.append(record)
+        progress("ended", job, record)
+    return []
+
+
+def run_job(
+    job: Job,
+    folder: Path,
+    *,
+    interrupt: Interrupt,
+    timeout_s: float,
+    weights_path: str | None = None,
+    worker: tuple[str, ...] = WORKER,
+) -> Record:
+    """Runs one case in a child and returns its record, whatever became of the child."""
+    log, result = job_paths(job, folder)
+    request = {"case": job.case.to_json(), "run": job.run, "weights_path": weights_path}
+    record, kills = job.case.new_record(job.run), _oom_kills()
+    outcome = run_child(
+        worker, request, result=result, log=log, interrupt=interrupt, timeout_s=timeout_s, env=child_env(job.case)
+    )
+    if outcome.result is not None and not interrupt.requested:
+        return outcome.result
+    record["ended_at"] = timestamp()
+    record["status"], message = _classify(outcome, interrupt, _oom_kills() > kills, timeout_s)
+    record["error"] = {"type": None, "message": message, "traceback": _tail(log), "stage": None}
+    return record
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a child ended: its exit code (negative for a signal), whether it ran out of time, and what it wrote."""
+
+    returncode: int
+    timed_out: bool
+    result: dict[str, Any] | None
+
+
+def run_child(
+    worker: tuple[str, ...],
+    request: dict[str, Any],
+    *,
+    result: Path,
+    log: Path,
+    interrupt: Interrupt,
+    timeout_s: float,
+    env: dict[str, str],
+) -> Outcome:
+    """Starts the worker in a process group of its own, waits for it without polling, and reads its result."""
+    for path in (result, log):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    result.unlink(missing_ok=True)
+    with log.open("wb") as log_file:
+        child = subprocess.Popen(
+            worker, stdin=subprocess.PIPE, stdout=log_file, stderr=log_file, env=env, start_new_session=True
+        )
+    with _registered(interrupt, child):
+        assert child.stdin is not None
+        with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
+            stdin.write(json.dumps({**request, "parent_pid": os.getpid(), "result": str(result.absolute())}).encode())
+        timed_out = not wait_for_exit(child, timeout_s)
+        kill_group(child)  # also what the child itself started, such as compile workers
+        returncode = child.wait()
+    return Outcome(returncode, timed_out, _read_result(result))
+
+
+@contextlib.contextmanager
+def _registered(interrupt: Interrupt, child: subprocess.Popen) -> Iterator[None]:
+    interrupt.child = child
+    if interrupt.requested:  # the signal came while the child was being started
+        kill_group(child)
+    try:
+        yield
+    finally:
+        kill_group(child)
+        interrupt.child = None
+
+
+def wait_for_exit(child: subprocess.Popen, timeout_s: float) -> bool:
+    """Blocks until the child has exited; returns False if that takes longer than `timeout_s`."""
+    if not hasattr(os, "pidfd_open"):  # not Linux: subprocess polls, at most 20 times a second
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout_s)
+        return child.poll() is not None
+    descriptor = os.pidfd_open(child.pid)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+    finally:
+        os.close(descriptor)
+
+
+def kill_group(child: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def probe(backend: str, platform: str, *, folder: Path, weights_path: str | None, models: tuple[str, ...]) -> Device:
+    """Asks a child of the backend for its device, and whether the weights fit the models. Raises ProbeError."""
+    request = {"backend": backend, "platform": platform, "weights_path": weights_path, "models": models}
+    log = folder / "logs" / f"probe-{backend}.log"
+    with Interrupt() as interrupt:
+        outcome = run_child(
+            WORKER,
+            {"probe": request},
+            result=folder / "work" / f"probe-{backend}.json",
+            log=log,
+            interrupt=interrupt,
+            timeout_s=300,
+            env=child_env(None, platform=platform),
+        )
+    if interrupt.requested:
+        raise KeyboardInterrupt
+    if outcome.result is None:
+        raise ProbeError(f"backend={backend}: its process ended with exit code {outcome.returncode}:\n{_tail(log)}")
+    if "error" in outcome.result:
+        raise ProbeError(f"backend={backend}: {outcome.result['error']}")
+    return Device(**outcome.result["device"])
+
+
+def job_paths(job: Job, folder: Path) -> tuple[Path, Path]:
+    """Returns the job's log, and the file that its child leaves its record in."""
+    name = f"{job.case.case_id[:16]}-run{job.run}"
+    return folder / "logs" / f"{name}.log", folder / "work" / f"{name}.json"
+
+
+def child_env(case: Case | None, *, platform: str | None = None) -> dict[str, str]:
+    """One thread count for both frameworks, threads that do not spin, no network, and JAX memory as it is used."""
+    threads = str((case.num_threads if case else None) or num_cpus())
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KMP_BLOCKTIME": "0",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if (case.platform if case else platform) == "cpu":
+        env |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return env
+
+
+def _classify(outcome: Outcome, interrupt: Interrupt, oom_killed: bool, timeout_s: float) -> tuple[str, str]:
+    if interrupt.requested:
+        return "interrupted", f"stopped by {signal.Signals(interrupt.signal_number or 0).name}"
+    if outcome.timed_out:
+        return "timeout", f"not done after {timeout_s:g} s (--timeout_s)"
+    if outcome.returncode == -signal.SIGKILL and oom_killed:
+        return "oom", "killed by the kernel: the machine ran out of memory"
+    if outcome.returncode < 0:
+        return "crashed", f"killed by {signal.Signals(-outcome.returncode).name}"
+    return "crashed", f"exit code {outcome.returncode} and no record"
+
+
+def _oom_kills() -> int:
+    """Counts the kernel's out-of-memory kills since boot; 0 where it does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def _read_result(path: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError):
+        result = json.loads(path.read_text())
+        path.unlink()
+        return result
+    return None
+
+
+def _tail(log: Path, num_chars: int = 4000) -> str:
+    with contextlib.suppress(OSError):
+        return log.read_text(errors="replace")[-num_chars:]
+    return ""

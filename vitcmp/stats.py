@@ -1,0 +1,149 @@
+"""Medians of timings, their exact intervals, ratios of two sides, and verdicts.
+
+All of it is distribution-free: timings are skewed and have outliers, which are kept, so means and normal theory mislead.
+"""
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+Values = Sequence[float] | np.ndarray
+Interval = tuple[float, float]
+Verdict = Literal["faster", "slower", "same", "ambiguous"]
+
+
+class Estimate(NamedTuple):
+    """A median, or a ratio of two, with the interval that holds the true one with probability `confidence` at least."""
+
+    value: float
+    low: float
+    high: float
+    confidence: float | None  # what is reached: less than 0.95 with few values, None where nothing can be promised
+    num_runs: tuple[int, ...]  # fresh processes, of each side
+    num_values: tuple[int, ...]  # timings, of each side
+
+
+def median(values: Values) -> float:
+    """Returns the median; raises ValueError where there is no value, or one that is not finite."""
+    return float(np.median(_checked(values)))
+
+
+def median_interval(values: Values, confidence: float = 0.95) -> Interval:
+    """Returns the order-statistic interval (low, high) of the median.
+
+    How many values lie below the true median is Binomial(n, 1/2), whatever the distribution, so the k-th smallest and the
+    k-th largest value enclose it with probability 1 - 2 P(Binomial < k); k is the largest that keeps `confidence` (David
+    and Nagaraja, Order Statistics, section 7.1). Below 6 values no k keeps 95 %: then it is (smallest, largest), and
+    `interval_is_exact` is False. Values count as independent: drift, and what differs between processes, are outside it.
+    """
+    ordered = np.sort(_checked(values))
+    k = max(1, _median_rank(len(ordered), confidence))
+    return float(ordered[k - 1]), float(ordered[-k])
+
+
+def interval_is_exact(num_values: int, confidence: float = 0.95) -> bool:
+    """Says whether `median_interval` keeps the confidence with so many values: from 6 on, at 95 %."""
+    return _median_rank(num_values, confidence) >= 1
+
+
+def pooled_median(runs: Sequence[Values], confidence: float = 0.95) -> Estimate:
+    """Returns the median of the medians of runs; each of them holds the timings of one fresh process.
+
+    Processes differ (addresses, threads, clocks) by more than timings inside one do, so from 6 runs on the interval is the
+    order-statistic interval of the runs' medians. From 2 to 5 runs, which cannot give 95 %, it is the hull of the runs' own
+    intervals: it spans every median seen, and its `confidence` is None. With one run, it is that run's own interval: it
+    says nothing about the next process.
+    """
+    medians = [median(run) for run in runs]
+    if interval_is_exact(len(runs), confidence):
+        low, high, reached = *median_interval(medians, confidence), confidence
+    else:
+        lows, highs = zip(*(median_interval(run, confidence) for run in runs), strict=True)
+        low, high = min(lows), max(highs)
+        reached = confidence if len(runs) == 1 and interval_is_exact(len(runs[0]), confidence) else None
+    return Estimate(median(medians), low, high, reached, (len(runs),), (sum(map(len, runs)),))
+
+
+def ratio_interval(a: Sequence[Values], b: Sequence[Values], confidence: float = 0.95) -> Estimate:
+    """Returns the ratio of the medians of `a` over those of `b`, each a list of runs (fresh processes), with its interval.
+
+    Enough runs a side (4 and 4, or 3 and 5): the exact Mann-Whitney interval of the ratios of all pairs of run medians
+    (Hodges and Lehmann 1963, on logarithms), which holds whatever the noise between processes, if it is alike on both sides.
+    Fewer: low_a / high_b to high_a / low_b, from the intervals of `pooled_median`. With one run a side these are taken at
+    the square root of `confidence`, so both hold together with `confidence`, without a bootstrap's seed and approximation;
+    but noise between processes is then outside the interval.
+    """
+    num_runs, num_values = (len(a), len(b)), (sum(map(len, a)), sum(map(len, b)))
+    rank = _pairs_rank(*num_runs, confidence)
+    if rank:
+        ratios = np.sort([median(x) / median(y) for x in a for y in b])
+        low, high, reached = float(ratios[rank - 1]), float(ratios[-rank]), confidence
+        return Estimate(median(ratios), low, high, reached, num_runs, num_values)
+    each = math.sqrt(confidence)
+    side_a, side_b = pooled_median(a, each), pooled_median(b, each)
+    reached = confidence if side_a.confidence and side_b.confidence else None
+    value, low, high = side_a.value / side_b.value, side_a.low / side_b.high, side_a.high / side_b.low
+    return Estimate(value, low, high, reached, num_runs, num_values)
+
+
+def verdict(interval: Interval, same_within: float = 0.03) -> Verdict:
+    """Says what the interval of a ratio of times a / b proves about a, with a band of +-3 % (1 / 1.03 to 1.03) around 1.
+
+    Faster or slower: all of it lies beyond the band. Same: all of it lies within. Ambiguous: it crosses an edge of the band,
+    so that more runs are needed, or the difference is too small to be called one.
+    """
+    low, high = interval
+    if not 0 < low <= high:
+        raise ValueError(f"interval={interval} must be (low, high) with 0 < low <= high")
+    edge = 1 + same_within
+    if low > edge:
+        return "slower"
+    if high < 1 / edge:
+        return "faster"
+    return "same" if 1 / edge <= low and high <= edge else "ambiguous"
+
+
+@functools.cache
+def _median_rank(num_values: int, confidence: float) -> int:
+    """Returns the largest k with 2 P(Binomial(n, 1/2) < k) <= 1 - confidence; 0 where there is none."""
+    counts = (math.comb(num_values, k) for k in range(num_values + 1))
+    return _rank(counts, 2**num_values, confidence)
+
+
+@functools.cache
+def _pairs_rank(num_a: int, num_b: int, confidence: float) -> int:
+    """Returns the largest k with 2 P(U < k) <= 1 - confidence, U being Mann-Whitney's statistic; 0 where there is none.
+
+    The number of orders of both sides with U = u is the coefficient of q^u in the Gaussian binomial of (a + b) over a, by
+    Mann and Whitney's recurrence (1947): the largest value belongs to a, and beats all of b, or it belongs to b.
+    """
+
+    @functools.cache
+    def orders(i: int, j: int, u: int) -> int:
+        if u < 0 or not (i and j):
+            return int(u == 0)
+        return orders(i - 1, j, u - j) + orders(i, j - 1, u)
+
+    counts = (orders(num_a, num_b, u) for u in range(num_a * num_b + 1))
+    return _rank(counts, math.comb(num_a + num_b, num_a), confidence)
+
+
+def _rank(counts: Iterable[int], total: int, confidence: float) -> int:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence!r} must be between 0 and 1")
+    below = 0
+    for k, count in enumerate(counts):  # whole numbers: nothing is rounded before the division
+        below += count
+        if 2 * below / total > 1 - confidence:
+            return k
+    raise AssertionError("the counts must add up to the total")
+
+
+def _checked(values: Values) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
+        raise ValueError(f"values must be one or more finite numbers, got shape {array.shape}: {array.ravel()[:5]}")
+    return array

@@ -1,0 +1,240 @@
+"""Arrays by name, from and into files: safetensors, npz and torch files. No pickle is ever run.
+
+Every fault of a file is one ValueError that names the path, what is wrong and what is allowed.
+"""
+
+import argparse
+import hashlib
+import os
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from vitcmp.specs import did_you_mean
+
+State = Mapping[str, Any]
+
+SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "V2", "I64": "<i8"}
+# Where training programs keep the state dict, in timm's order: averaged weights first.
+TORCH_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+TORCH_ALLOWED = "allowed is a dict of tensors, as torch.save(model.state_dict(), path) writes"
+# What torch.load raises for damaged files, found by cutting and flipping bytes of files in both of its formats.
+TORCH_FAULTS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    AssertionError,
+    AttributeError,
+    TypeError,
+    struct.error,
+)
+
+
+def read_arrays(path: str | os.PathLike[str]) -> State:
+    """Reads every array of a `.safetensors`, `.npz`, `.pth`, `.pt` or `.bin` file; bfloat16 comes as two raw bytes.
+
+    Torch files need torch, and hold a state dict, bare or under one of TORCH_WRAPPERS; `module.` and `_orig_mod.`
+    before every name are dropped. Raises ValueError for a file that cannot be read or that holds pickled objects.
+    """
+    path = _existing_file(path)
+    read = READERS[_known_suffix(path, tuple(READERS))]
+    try:
+        return read(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a `.npz` or `.safetensors` file in one step: an older file is replaced, or kept where writing fails.
+
+    Raises ValueError for another suffix or a missing folder, OSError where the disk is full or the folder read-only; no
+    part of a file is left behind.
+    """
+    path = Path(path).expanduser()
+    write = WRITERS[_known_suffix(path, tuple(WRITERS))]
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(
+            f"{path}: cannot be written, " + ("it is a folder" if path.is_dir() else f"no folder {path.parent}")
+        )
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            write(file, arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, f"not written, nothing was changed: {error.strerror}", str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def weights_id(path: str | os.PathLike[str]) -> str:
+    """Returns "sha256:..." of the file's bytes; raises ValueError where there is no such file."""
+    try:
+        with open(_existing_file(path), "rb") as file:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
+def as_floats(state: State, source: str) -> dict[str, np.ndarray]:
+    """Returns numpy arrays of float32, or of float64 where they were; counters of BatchNorm are left out."""
+    arrays, faults = {}, []
+    for name, value in state.items():
+        array = np.asarray(value)
+        if name.endswith("num_batches_tracked"):
+            continue
+        if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bfloat16, which numpy stores as raw bytes
+            array = (np.ascontiguousarray(array).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        if array.dtype.kind == "f":
+            arrays[name] = array.astype(np.float64 if array.dtype.itemsize == 8 else np.float32)
+        else:
+            faults.append(f"{name} ({array.dtype})")
+    if faults or not arrays:
+        what = f"not of floating point: {', '.join(faults[:20])}" if faults else "no arrays in it"
+        raise ValueError(f"{source}: {what}; allowed are arrays of float64, float32, float16 or bfloat16")
+    return arrays
+
+
+def _existing_file(path: str | os.PathLike[str]) -> Path:
+    path = Path(path).expanduser()
+    if not path.exists():
+        names = [item.name for item in path.parent.iterdir() if item.is_file()] if path.parent.is_dir() else []
+        raise ValueError(f"{path}: no such file{did_you_mean(path.name, names)}")
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: is a folder, not a file of weights" if path.is_dir() else f"{path}: is not a regular file"
+        )
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: is empty")
+    return path
+
+
+def _known_suffix(path: Path, allowed: tuple[str, ...]) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in allowed:
+        raise ValueError(
+            f"{path}: unknown file type {path.suffix!r}{did_you_mean(suffix, allowed)}; allowed: {', '.join(allowed)}"
+        )
+    return suffix
+
+
+def _read_safetensors(path: Path) -> State:
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        entries = dict(deserialize(path.read_bytes()))
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file, or a truncated one: {error}") from error
+    foreign = [
+        f"{name} ({entry['dtype']})" for name, entry in entries.items() if entry["dtype"] not in SAFETENSORS_DTYPES
+    ]
+    if foreign:
+        raise ValueError(f"{path}: unknown dtypes: {', '.join(foreign[:20])}; allowed: {', '.join(SAFETENSORS_DTYPES)}")
+    return {
+        name: np.frombuffer(entry["data"], SAFETENSORS_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in entries.items()
+    }
+
+
+def _read_npz(path: Path) -> State:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path}: not an .npz file of arrays (a pickle, a single array, or a truncated file); none is read"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            foreign = [name for name in file.zip.namelist() if not name.endswith(".npy")]
+            if foreign:
+                raise ValueError(f"holds {', '.join(foreign[:3])}, as a torch file does: is its suffix .npz?")
+            return {name: file[name] for name in file.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError) as error:
+        raise ValueError(f"{path}: not an .npz file of plain arrays, or a damaged one: {error}") from error
+
+
+def _read_torch(path: Path) -> State:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"{path}: torch files need torch: pip install 'vitcmp[torch]', or give a .safetensors file"
+        ) from None
+    try:
+        # The namespace holds the arguments in timm's training checkpoints.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except TORCH_FAULTS as error:
+        if pickled := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(f"{path}: holds a pickled {pickled[1]}, which is never loaded; {TORCH_ALLOWED}") from error
+        raise ValueError(
+            f"{path}: not a torch file, or a damaged one ({type(error).__name__}); {TORCH_ALLOWED}"
+        ) from error
+    return _torch_arrays(content, str(path))
+
+
+def _torch_arrays(content: Any, source: str) -> State:
+    """Finds the state dict and gives its tensors as numpy arrays, 16-bit ones as float32."""
+    state = content
+    if isinstance(content, Mapping):
+        state = next((content[key] for key in TORCH_WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    entries = state if isinstance(state, Mapping) else {"the file": state}
+    foreign = [
+        f"{name} ({_kind(value)})"
+        for name, value in entries.items()
+        if entries is not state or not isinstance(name, str) or _kind(value) != "tensor"
+    ]
+    if foreign:
+        raise ValueError(f"{source}: not a state dict: {', '.join(foreign[:10])}; {TORCH_ALLOWED}")
+    prefix = re.compile(r"((module|_orig_mod)\.)+")  # of DistributedDataParallel and of torch.compile
+    is_prefixed = all(prefix.match(name) for name in state)
+    return {prefix.sub("", name, count=1) if is_prefixed else name: _numpy(tensor) for name, tensor in state.items()}
+
+
+def _kind(value: Any) -> str:
+    """Returns "tensor" for a dense tensor in memory, and else what it is."""
+    if not hasattr(value, "is_quantized"):
+        return type(value).__name__
+    is_dense = str(value.layout) == "torch.strided" and not value.is_quantized and value.device.type == "cpu"
+    return "tensor" if is_dense else "a sparse, quantized or meta tensor"
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    is_half = tensor.is_floating_point() and tensor.element_size() < 4
+    return (tensor.float() if is_half else tensor).detach().numpy()
+
+
+READERS: dict[str, Callable[[Path], State]] = {
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    ".pth": _read_torch,
+    ".pt": _read_torch,
+    ".bin": _read_torch,
+}
+
+
+def _write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _write_safetensors(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+    from safetensors.numpy import save
+
+    file.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+
+WRITERS: dict[str, Callable[[BinaryIO, Mapping[str, np.ndarray]], None]] = {
+    ".npz": _write_npz,
+    ".safetensors": _write_safetensors,
+}
