@@ -110,9 +110,19 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones((dim,)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # torch: (b d h w)
-        statistics = self.running_mean, self.running_var
-        # torch: no cast, because the kernels take parameters wider than x, and keep their statistics in float32
-        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
+        if self.training and self.weight.dtype.itemsize < 4:
+            return self._train_wide(x)
+        # torch: no cast, because the kernels take parameters wider than x
+        arrays = self.running_mean, self.running_var, self.weight, self.bias
+        return F.batch_norm(x, *arrays, self.training, self.momentum, self.eps)
+
+    def _train_wide(self, x: torch.Tensor) -> torch.Tensor:
+        # torch: the CPU kernels would round the batch's statistics to the parameters' 16 bits
+        mean, var = self.running_mean.float(), self.running_var.float()
+        x = F.batch_norm(x, mean, var, self.weight.float(), self.bias.float(), True, self.momentum, self.eps)
+        self.running_mean.copy_(mean)
+        self.running_var.copy_(var)
+        return x
 
 
 def tap_map(out: Outputs | None, name: str, x: torch.Tensor) -> torch.Tensor:

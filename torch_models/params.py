@@ -50,4 +50,5 @@ def _from_torch(array: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().cpu().to(torch.promote_types(tensor.dtype, torch.float32)).numpy()
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.detach().to("cpu", wide, copy=True).numpy()  # a copy: a train step works in place

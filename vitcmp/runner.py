@@ -17,7 +17,7 @@ from typing import Any
 from vitcmp.backend import Device
 from vitcmp.cases import Case, estimate_s, timestamp
 from vitcmp.environment import num_cpus
-from vitcmp.records import FINAL, Record, RecordStore, latest
+from vitcmp.records import FINAL, Record, RecordStore, latest, validate_record
 
 WORKER = (sys.executable, "-m", "vitcmp.worker")
 Progress = Callable[[str, "Job", Record | None], None]
@@ -122,10 +122,13 @@ def run_job(
     outcome = run_child(
         worker, request, result=result, log=log, interrupt=interrupt, timeout_s=timeout_s, env=child_env(job.case)
     )
-    if outcome.result is not None and not interrupt.requested:
+    faults = [] if outcome.result is None else validate_record(outcome.result)
+    if outcome.result is not None and not faults and not interrupt.requested:
         return outcome.result
     record["ended_at"] = timestamp()
     record["status"], message = _classify(outcome, interrupt, _oom_kills() > kills, timeout_s)
+    if faults:
+        message = f"the child's record is not valid: {'; '.join(faults)}"
     record["error"] = {"type": None, "message": message, "traceback": _tail(log), "stage": None}
     return record
 

@@ -173,14 +173,13 @@ def _read_torch(path: Path) -> State:
     try:
         # The namespace holds the arguments in timm's training checkpoints.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols and sparse tensors, both refused here
             content = torch.load(path, map_location="cpu", weights_only=True)
     except TORCH_FAULTS as error:
         if pickled := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(f"{path}: holds a pickled {pickled[1]}, which is never loaded; {TORCH_ALLOWED}") from error
-        raise ValueError(
-            f"{path}: not a torch file, or a damaged one ({type(error).__name__}); {TORCH_ALLOWED}"
-        ) from error
+        what = f"not a torch file, a damaged one, or one of a newer pickle protocol than 2 ({type(error).__name__})"
+        raise ValueError(f"{path}: {what}; {TORCH_ALLOWED}") from error
     return _torch_arrays(content, str(path))
 
 

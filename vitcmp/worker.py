@@ -30,7 +30,14 @@ from vitcmp.specs import Spec
 from vitcmp.timing import Rule, sample, sample_throughput, warm_up
 
 OOM_WORDS = ("out of memory", "resource_exhausted", "not enough memory", "can't allocate memory", "cannot allocate memory")
-UNSUPPORTED_WORDS = ("no available kernel", "unimplemented", "not implemented for", "cudnn is not", "not supported")
+UNSUPPORTED_WORDS = (
+    "no available kernel",
+    "no viable backend",
+    "unimplemented",
+    "not implemented for",
+    "cudnn is not",
+    "not supported",
+)
 
 
 class Stages:
@@ -44,7 +51,7 @@ class Stages:
     def stage(self, name: str) -> Iterator[None]:
         self.name, start = name, time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - start, 4)
+        self.seconds[name] = time.perf_counter() - start
 
 
 def measure(case: Case, run: int, weights_path: str | None) -> Record:

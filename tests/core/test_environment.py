@@ -42,30 +42,32 @@ def test_the_environment_is_json_and_names_no_user_host_or_home(monkeypatch):
     assert described["num_cpus"] >= 1
 
 
+def git(folder, *arguments):
+    who = ("-c", "user.name=n", "-c", "user.email=e@example.org")
+    command = ["git", *who, *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def make_checkout(folder, source):
+    source.parent.mkdir(parents=True)
+    source.write_text("one")
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "one")
+
+
 def test_the_commit_is_unknown_outside_a_checkout(monkeypatch, tmp_path):
     """A package in a virtual environment inside somebody's repository must not report that repository's commit."""
-    package = tmp_path / "site-packages" / "vitcmp"
-    package.mkdir(parents=True)
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    monkeypatch.setattr(environment, "__file__", str(package / "environment.py"))
+    source = tmp_path / "site-packages" / "vitcmp" / "environment.py"
+    make_checkout(tmp_path, source)
+    monkeypatch.setattr(environment, "__file__", str(source))
     assert environment._commit() == (None, None)
 
 
 def test_the_commit_is_the_checkouts_and_says_whether_sources_differ(monkeypatch, tmp_path):
-    (tmp_path / "vitcmp").mkdir()
     source = tmp_path / "vitcmp" / "environment.py"
-    source.write_text("one")
-
-    def git(*arguments):
-        who = ("-c", "user.name=n", "-c", "user.email=e@example.org")
-        return subprocess.run(
-            ["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
-        ).stdout
-
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-q", "-m", "one")
-    head = git("rev-parse", "HEAD").strip()
+    make_checkout(tmp_path, source)
+    head = git(tmp_path, "rev-parse", "HEAD")
     monkeypatch.setattr(environment, "__file__", str(source))
     monkeypatch.setenv("GIT_DIR", "/nowhere")  # as a hook sets it
     (tmp_path / "results.jsonl").write_text("results beside the sources do not count")

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import errno
+import fcntl
 import json
 import math
 import os
@@ -463,6 +464,19 @@ def test_records_of_several_processes_are_neither_torn_nor_lost(store):
         assert child.returncode == 0
     assert case_numbers(store.load()) == [100 * i + j for i in range(3) for j in range(30)]
     assert store.notes == []
+
+
+def test_append_waits_for_the_process_that_is_writing(store):
+    """Else it would take the other's half-written line for a torn one."""
+    store.path.write_bytes(b'{"half')
+    with store.path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        child = start(APPENDER, store.folder, 0, 1, json.dumps(make_record()))
+        time.sleep(0.2)
+        assert store.path.read_bytes() == b'{"half'
+        store.path.write_text(line_of(make_record(7)))
+    child.communicate()
+    assert case_numbers(store.load()) == [0, 7]
 
 
 def test_kill_9_loses_no_record_that_append_had_returned_for(store):

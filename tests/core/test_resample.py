@@ -10,7 +10,7 @@ from vitcmp.resample import KERNELS, METHODS, resize, resize_matrix
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "tf_image_resize.npz"
 # Down, up, one axis each way, one axis alone, and the same size; of a 23 x 37 picture.
 SIZES = [(11, 13), (8, 37), (46, 74), (31, 29), (23, 37)]
-# The others compute in float32: positions up to 37 pixels are off by eps * 37, and neighbours differ by up to 255 levels.
+# The others compute in float32: positions up to 37 are off by eps * 37 pixels, and neighbours differ by up to 255.
 ATOL = np.finfo(np.float32).eps * 37 * 255
 
 

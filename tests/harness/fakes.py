@@ -16,6 +16,21 @@ from vitcmp.records import Record
 
 DEVICE = Device(platform="cpu", name="fake", num_devices=1, memory_bytes=None, num_threads=1, versions={"torch": "0"})
 
+MEMORY = {
+    "parameters_bytes": 4,
+    "activation_peak_bytes": 8,
+    "activation_source": "fake",
+    "process_peak_bytes": None,
+    "process_source": None,
+}
+CONTENTION = {
+    "others_cpu_share": 0.0,
+    "steal_share": 0.0,
+    "load_1m_before": 0.0,
+    "load_1m_after": 0.0,
+    "involuntary_switches": 0,
+}
+
 
 def make_case(**changes: object) -> Case:
     fields = {
@@ -53,8 +68,8 @@ def ok_record(case: Case, run: int) -> Record:
         "warmup": {"wall_s": [0.01], "stable": True},
         "latency": timings,
         "throughput": {"calls_per_sample": 4, **timings},
-        "memory": {"parameters_bytes": 1, "activation_peak_bytes": 1, "activation_source": "fake"},
-        "contention": {},
+        "memory": MEMORY,
+        "contention": CONTENTION,
         "outputs": {"logits": [1.0], "shape": [1, 1]},
         "stages_s": {},
     }
@@ -103,7 +118,7 @@ class FakeBackend:
         return FakeStep()
 
     def memory(self, model, step):
-        return {"parameters_bytes": 4, "activation_peak_bytes": 8, "activation_source": "fake"}
+        return MEMORY
 
     def count_flops(self, spec):
         return 12
@@ -131,9 +146,8 @@ def main() -> None:
             sys.exit(3)
         case "garbage":
             result.write_text('{"status": "ok", "late')
-        case "deaf":
-            sys.stdin.close()
-            result.write_text(json.dumps(ok_record(case, job["run"])))
+        case "invalid":
+            result.write_text(json.dumps({**ok_record(case, job["run"]), "latency": {"wall_s": [0.0]}}))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def sweep(folder: Path, behaviours: list[str], *, interrupt: Interrupt | None = 
         ("killed", "crashed", "SIGKILL"),
         ("exit", "crashed", "exit code 3"),
         ("garbage", "crashed", "no record"),
+        ("invalid", "crashed", "latency"),
         ("hang", "timeout", "--timeout_s"),
     ],
 )
@@ -50,7 +51,7 @@ def test_every_end_of_a_child_is_a_record_and_the_sweep_goes_on(tmp_path, behavi
 
 def test_a_childs_last_words_are_in_its_record_and_its_log(tmp_path):
     (record,) = sweep(tmp_path, ["exit"])
-    log, result = job_paths(Job(make_case(compile="exit"), 0), tmp_path)
+    log, result = job_paths(Job(make_case(compile="exit", batch_size=1), 0), tmp_path)
     assert "some last words" in record["error"]["traceback"]
     assert "some last words" in log.read_text()
     assert not result.exists()

@@ -40,6 +40,7 @@ def test_a_ten_line_backend_drives_a_whole_measurement(backend):
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "oom"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"), "oom"),
         (RuntimeError("No available kernel. Aborting execution."), "unsupported"),
+        (RuntimeError("No viable backend for scaled_dot_product_attention was found."), "unsupported"),
         (Unsupported("no such thing here"), "unsupported"),
         (RuntimeError("shape mismatch"), "error"),
     ],

@@ -1,6 +1,6 @@
 """ConvNeXt against timm, and JAX against torch, in float64.
 
-Bound: 1e-9 of the largest value. Float64 rounding leaves 1e-16 x depth at most; the smallest fault tried gives XX.
+Bound: 1e-9 of the largest value. Float64 rounding leaves 1e-15; the smallest fault tried gives 2e-5.
 """
 
 import dataclasses
@@ -82,9 +82,14 @@ def test_jax_equals_torch_at_every_block(name):
 
 
 @pytest.mark.parametrize(
-    "options", [TINY, f"{TINY},depths=1,widths=5", f"{TINY},gelu=tanh,kernel_size=3,num_classes=0"]
+    ("options", "image_size"),
+    [
+        (TINY, (32, 32)),
+        (TINY, (61, 90)),
+        (f"{TINY},depths=1,widths=5", (33, 47)),
+        (f"{TINY},gelu=tanh,kernel_size=3,num_classes=0", (64, 96)),
+    ],
 )
-@pytest.mark.parametrize("image_size", [(32, 32), (33, 47), (64, 96), (61, 90)])
 def test_jax_equals_torch_at_the_edges(options, image_size):
     spec = vitcmp.get_spec(options)
     weights, images = vitcmp.init_weights(spec, seed=3), draw_images(image_size)

@@ -1,6 +1,6 @@
 """ResNet against timm, and JAX against torch, in float64.
 
-Bound: 1e-9 of the largest value. Float64 rounding leaves 1e-16 x depth at most; the smallest fault tried gives XX.
+Bound: 1e-9 of the largest value. Float64 rounding leaves 1e-15; the smallest fault tried gives 2e-5.
 """
 
 import dataclasses
@@ -63,8 +63,16 @@ def test_jax_equals_torch_at_every_block(name):
     assert worst_error(run("jax", name, weights, images), run("torch", name, weights, images)) < BOUND
 
 
-@pytest.mark.parametrize("options", [TINY, TINY_BASIC, f"{TINY},width=3,depths=1", f"{TINY_BASIC},num_classes=0"])
-@pytest.mark.parametrize("image_size", [(1, 1), (2, 5), (64, 96), (61, 90)])
+@pytest.mark.parametrize(
+    ("options", "image_size"),
+    [
+        (TINY, (1, 1)),
+        (TINY, (61, 90)),
+        (f"{TINY},width=3,depths=1", (2, 5)),
+        (TINY_BASIC, (64, 96)),
+        (f"{TINY_BASIC},num_classes=0", (33, 47)),
+    ],
+)
 def test_jax_equals_torch_at_the_edges(options, image_size):
     spec = vitcmp.get_spec(options)
     weights, images = vitcmp.init_weights(spec, seed=3), draw_images(image_size)

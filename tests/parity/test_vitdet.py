@@ -1,6 +1,6 @@
 """ViTDet against timm's model of Segment Anything, JAX against torch, upcycling, and faults that must show; in float64.
 
-Bound: 1e-9 of the largest value. Float64 rounding leaves about 1e-15 x depth; the smallest fault tried here gives 1e-5.
+Bound: 1e-9 of the largest value. Float64 rounding leaves about 1e-15; the smallest fault tried here gives 1e-5.
 """
 
 import dataclasses

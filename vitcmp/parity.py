@@ -1,0 +1,114 @@
+"""Parity: do two records hold the outputs of the same model? The bound is derived, and stands beside the error."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from vitcmp.params import expected_params
+from vitcmp.specs import ConvNeXtSpec, ResNetSpec, Spec, ViTDetSpec, ViTSpec, get_spec
+
+# Spacing of the numbers above 1, of what a layer computes with and of what it sums in.
+EPS: dict[str, tuple[float, float]] = {
+    "float64": (2**-52, 2**-52),
+    "float32": (2**-23, 2**-23),
+    "tensorfloat32": (2**-10, 2**-23),
+    "bfloat16": (2**-7, 2**-23),
+    "bfloat16_mixed": (2**-7, 2**-23),
+    "float16": (2**-10, 2**-23),
+}
+STORED = 1e-7  # records keep 8 digits: half a unit of the last one, in each of two values
+ROUNDINGS = 3  # a layer: its output, the norm or activation after it, and the residual sum
+FAMILIES: dict[str, type[Spec]] = {cls.family: cls for cls in (ViTSpec, ViTDetSpec, ResNetSpec, ConvNeXtSpec)}
+# What must be equal for two records to be of one model on one input. The photograph is one image whatever the batch.
+SAME = ("model", "image_size", "numerics", "weights")
+
+
+class ParityResult(NamedTuple):
+    """`missing` is not proved: an output is not there. A ratio of times is for `equal` alone."""
+
+    status: Literal["equal", "differs", "missing"]
+    error: float | None  # max |a - b| over the largest |logit|
+    bound: float | None
+    note: str = ""
+
+
+def tolerance(numerics: str, spec: Spec | str | Mapping[str, Any]) -> float:
+    """Returns how far apart rounding may bring the logits of two right implementations, relative to the largest |logit|.
+
+    A number rounded to the nearest has a relative error of eps / sqrt(24) rms (uniform in half a spacing, averaged over a
+    binade). A layer that sums K products one by one, in numbers of spacing eps_sum, adds an error of
+    eps_sum / sqrt(24) x sqrt(K / 2), and its values are rounded `ROUNDINGS` times to eps. These errors are independent, so
+    they walk at random through the layers (no residual branch is taken to dilute them), and two implementations make them
+    apart:
+
+        error_rms = sqrt(2 / 24 x sum over layers of (ROUNDINGS x eps^2 + K / 2 x eps_sum^2))
+
+    The bound is twice that, because the largest error of a few logits is held against their largest value. Measured
+    between the twins on CPU, random and photo-like images, weights drawn from seeds, as a share of the bound: float32
+    0.05 to 0.24, bfloat16 and float16 0.1 to 0.6. For float32 it is 6e-6 (ViT-Ti) to 1.2e-5 (ViT-B) where tanh for erf in GELU gives
+    2e-4, and a LayerNorm epsilon of 1e-5 for 1e-6 gives 4e-5 on a photograph. TF32 is derived only, not yet measured.
+    Trained weights with outlier features can amplify rounding beyond it: prove those in float64.
+
+    `spec` may be the dict of a record's case. Raises ValueError for unknown numerics or models.
+    """
+    if numerics not in EPS:
+        raise ValueError(f"numerics={numerics!r} has no known rounding; allowed: {', '.join(EPS)}")
+    eps, eps_sum = EPS[numerics]
+    lengths = _sum_lengths(_as_spec(spec))
+    variance = (ROUNDINGS * len(lengths) * eps**2 + sum(lengths) / 2 * eps_sum**2) / 24
+    return 2 * math.sqrt(2 * variance)
+
+
+def compare_outputs(a: Mapping[str, Any], b: Mapping[str, Any]) -> ParityResult:
+    """Compares the logits of two records of one model, image and numerics; the order of the two makes no difference.
+
+    Raises ValueError where the records are not of one model, image size, numerics and weights: outputs of different
+    numerics are never compared with each other.
+    """
+    unlike = [f"{key} {a['case'][key]!r} and {b['case'][key]!r}" for key in SAME if a["case"][key] != b["case"][key]]
+    if unlike:
+        raise ValueError(f"records of different outputs cannot be compared: {'; '.join(unlike)}")
+    bound = tolerance(a["case"]["numerics"], a["case"]["spec"]) + STORED
+    outputs = [_last_output(record) for record in (a, b)]
+    absent = [record["case"]["backend"] for record, output in zip((a, b), outputs, strict=True) if output is None]
+    if absent:
+        return ParityResult("missing", None, bound, f"no outputs of {' and '.join(absent)}")
+    return _compare(*outputs, bound)
+
+
+def _last_output(record: Mapping[str, Any]) -> np.ndarray | None:
+    """Returns the logits, or what the head would read where the model has none."""
+    outputs = record.get("outputs") or {}
+    values = outputs.get("logits") or outputs.get("pre_logits")
+    return np.asarray(values, np.float64) if values else None
+
+
+def _compare(a: np.ndarray, b: np.ndarray, bound: float) -> ParityResult:
+    if a.shape != b.shape:
+        return ParityResult("differs", None, bound, f"{a.size} logits and {b.size}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return ParityResult("differs", None, bound, "logits that are not finite")
+    largest = max(np.abs(a).max(), np.abs(b).max())
+    if largest == 0:
+        return ParityResult("missing", None, bound, "all logits are 0, which proves nothing")
+    error = float(np.abs(a - b).max() / largest)
+    return ParityResult("equal" if error <= bound else "differs", error, bound)
+
+
+def _sum_lengths(spec: Spec) -> list[int]:
+    """Returns how many products each value sums, for every linear and convolution layer."""
+    return [math.prod(leaf.shape[:-1]) for leaf in expected_params(spec).values() if leaf.kind in ("linear", "conv")]
+
+
+def _as_spec(spec: Spec | str | Mapping[str, Any]) -> Spec:
+    if not isinstance(spec, Mapping):
+        return get_spec(spec)
+    if spec.get("family") not in FAMILIES:
+        raise ValueError(f"spec: family={spec.get('family')!r} must be one of {', '.join(FAMILIES)}")
+    cls = FAMILIES[spec["family"]]
+    fields = {field.name for field in dataclasses.fields(cls)}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in spec.items() if name in fields}
+    return cls(**values)
