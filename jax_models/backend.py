@@ -25,9 +25,9 @@ from vitcmp.params import Weights
 from vitcmp.specs import Spec
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {"vit": ViT, "vitdet": ViTDet, "resnet": ResNet, "convnext": ConvNeXt}
-# jax_default_matmul_precision by numerics. float32: "highest" is the one name that means float32 in a dot *and* in a convolution on
-# CPU, GPU and TPU; a dot-algorithm name (F32_F32_F32) leaves convolutions at their default, which is TF32 on GPU.
-# tensorfloat32: the algorithm by name for dots, and thereby the default, TF32, for convolutions.
+# jax_default_matmul_precision by numerics. float32: "highest" is the one name that means float32 in a dot *and* in a
+# convolution on CPU, GPU and TPU; a dot-algorithm name (F32_F32_F32) leaves convolutions at their default, which is
+# TF32 on GPU. tensorfloat32: the algorithm by name for dots, and thereby the default, TF32, for convolutions.
 PRECISION = {"float32": "highest", "float64": "highest", "tensorfloat32": "TF32_TF32_F32"}
 
 
@@ -83,7 +83,9 @@ class JaxBackend:
         a, b = rng.standard_normal((2, 256, 256))
         image, kernel = rng.standard_normal((1, 16, 16, 64)), rng.standard_normal((3, 3, 64, 64))
         matmul = jax.jit(lambda a, b: a @ b)(self._put(a, dtype), self._put(b, dtype))
-        convolve = jax.jit(lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")))
+        convolve = jax.jit(
+            lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        )
         conv = convolve(self._put(image, dtype), self._put(kernel, dtype))
         windows = np.lib.stride_tricks.sliding_window_view(_rounded(image, dtype)[0], (3, 3), axis=(0, 1))
         exact_conv = np.einsum("hwcij,ijco->hwo", windows, _rounded(kernel, dtype))

@@ -11,8 +11,10 @@ from flax import nnx
 OPTIMIZERS = ("sgd", "adamw")
 
 
-def make_optimizer(name: str, *, learning_rate: float = 1e-3, weight_decay: float = 1e-4) -> optax.GradientTransformation:
-    """SGD with momentum 0.9, or AdamW with betas (0.9, 0.999) and eps 1e-8; `weight_decay` is AdamW's, for all parameters."""
+def make_optimizer(
+    name: str, *, learning_rate: float = 1e-3, weight_decay: float = 1e-4
+) -> optax.GradientTransformation:
+    """SGD with momentum 0.9, or AdamW with betas (0.9, 0.999) and eps 1e-8; `weight_decay` is AdamW's, on all."""
     if name == "sgd":
         return optax.sgd(learning_rate, momentum=0.9)
     return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)

@@ -64,7 +64,9 @@ class TorchBackend:
     def numerics(self, name: str) -> Iterator[dict[str, Any]]:
         use_tf32 = name == "tensorfloat32"
         if use_tf32 and (self.platform != "gpu" or torch.cuda.get_device_capability(self.device) < (8, 0)):
-            raise Unsupported(f"numerics=tensorfloat32: only NVIDIA GPUs since Ampere have it, this is a {self.platform}")
+            raise Unsupported(
+                f"numerics=tensorfloat32: only NVIDIA GPUs since Ampere have it, this is a {self.platform}"
+            )
         cudnn = torch.backends.cudnn
         kept = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
         torch.set_float32_matmul_precision("high" if use_tf32 else "highest")
@@ -120,9 +122,7 @@ class TorchBackend:
         nchw = torch.from_numpy(np.ascontiguousarray(np.asarray(images).transpose(0, 3, 1, 2)))
         return nchw.to(self.device, model.compute_dtype).contiguous(memory_format=model.memory_format)
 
-    def compile(
-        self, model: nn.Module, images: np.ndarray, labels: np.ndarray, *, mode: str, compile: str
-    ) -> "Step":
+    def compile(self, model: nn.Module, images: np.ndarray, labels: np.ndarray, *, mode: str, compile: str) -> "Step":
         batch = self._put(images, model), torch.from_numpy(labels).to(self.device)
         if mode == "train":
             return Step(make_train_step(model, optimizer="adamw", compile=_compiler(compile)), batch, compile)

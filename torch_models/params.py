@@ -10,7 +10,9 @@ from vitcmp.specs import Spec
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
-def load_params(model: nn.Module, spec: Spec, weights: Weights, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def load_params(
+    model: nn.Module, spec: Spec, weights: Weights, *, dtype: torch.dtype, device: torch.device
+) -> nn.Module:
     """Fills the model with canonical weights, cast to `dtype` on the `device`, and returns it."""
     state = {
         torch_name(name): torch.from_numpy(_to_torch(np.asarray(weights[name]), leaf.kind)).to(device, dtype)

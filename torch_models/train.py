@@ -12,12 +12,10 @@ OPTIMIZERS = ("sgd", "adamw")
 def make_optimizer(
     name: str, model: nn.Module, *, learning_rate: float = 1e-3, weight_decay: float = 1e-4
 ) -> torch.optim.Optimizer:
-    """SGD with momentum 0.9, or AdamW with betas (0.9, 0.999) and eps 1e-8; `weight_decay` is AdamW's, for all parameters."""
+    """SGD with momentum 0.9, or AdamW with betas (0.9, 0.999) and eps 1e-8; `weight_decay` is AdamW's, on all."""
     if name == "sgd":
         return torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9)
-    return torch.optim.AdamW(
-        model.parameters(), learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay
-    )
+    return torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
 
 
 def loss_fn(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

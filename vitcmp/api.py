@@ -20,11 +20,11 @@ def forward(
     attention: str | None = None,
     device: str = "auto",
 ) -> dict[str, np.ndarray]:
-    """Runs the model and returns its outputs by name: `logits`, `pre_logits`, `pooled`, `features`, `block/3`, `stem` ...
+    """Runs the model and returns outputs by name: `logits`, `pre_logits`, `pooled`, `features`, `block/3`, `stem`...
 
-    images_nhwc: (b h w 3) in [-1, 1], of any size: weights whose position embedding is of another grid are resampled. Maps
-    are NHWC, tokens (b n d); 16-bit outputs come back as float32. Raises ValueError for unknown names, wrong shapes and
-    weights that do not fit.
+    images_nhwc: (b h w 3) in [-1, 1], of any size: weights whose position embedding is of another grid are resampled.
+    Maps are NHWC, tokens (b n d); 16-bit outputs come back as float32. Raises ValueError for unknown names, wrong
+    shapes and weights that do not fit.
     """
     require_choice("numerics", numerics, tuple(NUMERICS))
     engine = load_backend(backend, platform=device)

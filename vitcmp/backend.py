@@ -93,7 +93,7 @@ class Backend(Protocol):
 
 
 def load_backend(name: str, *, platform: str = "auto") -> Backend:
-    """Imports the framework and returns its backend on the platform; raises ValueError for an unknown name or platform."""
+    """Imports the framework and returns its backend on the platform; ValueError for an unknown name or platform."""
     require_choice("backend", name, BACKENDS)
     require_choice("device", platform, PLATFORMS)
     try:

@@ -41,7 +41,7 @@ class Case:
     max_sampling_s: float  # the stopping rule's cap
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Case":
@@ -184,7 +184,9 @@ def check_names(grid: dict[str, Any], backends: tuple[str, ...]) -> None:
         _check_choices(faults, f"{axis} for {' and '.join(known)}", grid.get(axis) or (), offered)
         for backend in known:
             if grid.get(axis) and not set(grid[axis]) & set(options[backend]):
-                faults.append(f"{axis}={','.join(grid[axis])} leaves nothing for {backend}; it has: {', '.join(options[backend])}")
+                faults.append(
+                    f"{axis}={','.join(grid[axis])} leaves nothing for {backend}; it has: {', '.join(options[backend])}"
+                )
     for text in grid.get("image_sizes") or ():
         _collect(faults, parse_image_size, text)
     for text in grid.get("batch_sizes") or ():
@@ -197,7 +199,7 @@ def check_names(grid: dict[str, Any], backends: tuple[str, ...]) -> None:
 
 
 def make_cases(grid: Grid, backend: str, device: Device, *, framework_version: str) -> list[Case]:
-    """Returns the cases of one backend, each once. Raises one ValueError for every model that cannot take an image size."""
+    """Returns one backend's cases, each once. Raises one ValueError for all models that cannot take an image size."""
     faults: list[str] = []
     cases: dict[str, Case] = {}
     for size, model, batch_size, numerics in itertools.product(
@@ -208,14 +210,17 @@ def make_cases(grid: Grid, backend: str, device: Device, *, framework_version: s
             continue
         if grid.mode == "train" and not spec.num_classes:
             faults.append(f"model {model!r}: num_classes=0 has no loss to train on")
+        spec_json = {"family": spec.family, **json.loads(json.dumps(dataclasses.asdict(spec)))}
         attention = grid.attention[backend] if isinstance(spec, ViTSpec) else (None,)
-        for kernel, compile, layout in itertools.product(attention, grid.compile[backend], _layouts(grid, backend, spec)):
+        for kernel, compile, layout in itertools.product(
+            attention, grid.compile[backend], _layouts(grid, backend, spec)
+        ):
             if grid.is_filtered and why_unsupported(spec, device.platform, backend, numerics, kernel):
                 continue
             case = Case(
                 backend=backend,
                 model=model,
-                spec={"family": spec.family, **json.loads(json.dumps(dataclasses.asdict(spec)))},
+                spec=spec_json,
                 image_size=format_image_size(spec.image_size),
                 batch_size=batch_size,
                 mode=grid.mode,
@@ -270,7 +275,7 @@ def why_unsupported(spec: Spec, platform: str, backend: str, numerics: str, atte
 
 
 def estimate_s(case: Case) -> float:
-    """Guesses the seconds that a case takes: the start of a process, compilation, and the samples of the stopping rule."""
+    """Guesses the seconds that a case takes: starting a process, compiling, and the samples of the stopping rule."""
     speed = {"cpu": 4e10 * (case.num_threads or 1)}.get(case.platform, 5e13)  # FLOP/s, a cautious share of the peak
     call_s = count_flops(case.resolve_spec(), mode=case.mode).total * case.batch_size / speed
     compile_s = {"jit": 2.0, "eager": 0.0, "default": 25.0, "reduce-overhead": 25.0}.get(case.compile, 90.0)

@@ -1,15 +1,16 @@
-"""Sweeps vision backbones over image size, batch, numerics, attention kernel, compiler and layout, and keeps every result.
+"""Sweeps vision backbones over image size, batch, numerics, attention kernel, compiler and layout; keeps every result.
 
   python -m vitcmp.run --backend jax                  the default sweep on the device found
   python -m vitcmp.run --backend torch                adds the other half: parity, and JAX against torch
   python -m vitcmp.run --backend jax,torch --runs 3   both sides interleaved, in 3 fresh processes each
 
-A sweep can be stopped at any moment (Ctrl-C, kill -9): the same command goes on where it stopped. Records are JSON lines under
---out. Exit codes: 0 all well, 1 some cases failed, 2 bad usage, 130 interrupted.
+A sweep can be stopped at any moment (Ctrl-C, kill -9): the same command goes on where it stopped. Records are JSON
+lines under --out. Exit codes: 0 all well, 1 some cases failed, 2 bad usage, 130 interrupted.
 """
 
 import dataclasses
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,11 +18,12 @@ from typing import Any, NoReturn
 from absl import app, flags
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from vitcmp.backend import ATTENTION, COMPILE, LAYOUT, MODES, NUMERICS, PLATFORMS, Device, require_choice
 from vitcmp.cases import PRESETS, Case, Grid, check_names, estimate_s, get_preset, interleave, make_cases
 from vitcmp.checkpoints import weights_id
-from vitcmp.records import Record, RecordError, RecordStore, latest
+from vitcmp.records import Record, RecordStore, latest
 from vitcmp.report.tables import print_report
 from vitcmp.runner import Interrupt, Job, ProbeError, job_paths, plan_jobs, probe, run_jobs
 from vitcmp.specs import NAME_PATTERNS
@@ -43,7 +45,9 @@ flags.DEFINE_list("layout", None, f"Layouts of convolutional models. {_names(LAY
 flags.DEFINE_string("mode", None, f"What a step is: {' or '.join(MODES)} (forward, backward and AdamW).")
 flags.DEFINE_string("preset", "quick", f"What the other flags override: {', '.join(PRESETS)}.")
 flags.DEFINE_string("device", "auto", f"One of {', '.join(PLATFORMS)}.")
-flags.DEFINE_string("weights", None, "A checkpoint (.safetensors, .pth, .npz) for all models; without it, drawn from seed 0.")
+flags.DEFINE_string(
+    "weights", None, "A checkpoint (.safetensors, .pth, .npz) for all models; without it, drawn from seed 0."
+)
 flags.DEFINE_string("out", "results", "The folder of records (*.jsonl) and logs; a sweep there is continued.")
 flags.DEFINE_float("timeout_s", 900.0, "Seconds after which a case is ended and recorded as timeout.")
 flags.DEFINE_float("budget_s", None, "Seconds for this sweep: no case is started that is not expected to end by then.")
@@ -51,7 +55,6 @@ flags.DEFINE_integer("runs", 1, "Fresh processes a case; 3 or more give the spre
 flags.DEFINE_boolean("retry", False, "Run cases again whose last record is not ok.")
 flags.DEFINE_boolean("dry_run", False, "Show the plan, and run nothing.")
 FLAGS = flags.FLAGS
-
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +113,7 @@ def check_flags(argv: Sequence[str]) -> None:
     )
     for function, *arguments in checks:
         try:
-            function(*arguments)  # type: ignore[operator]
+            function(*arguments)
         except ValueError as error:
             faults.append(str(error))
     if faults:
@@ -124,7 +127,7 @@ def given_axes() -> dict[str, Any]:
 
 
 def split_models(text: str | None) -> tuple[str, ...] | None:
-    """Splits at commas, but for those between a model's own fields: `vit_b16:pool=gap,depth=6,resnet50` is two models."""
+    """Splits at commas, not between a model's own fields: `vit_b16:pool=gap,depth=6,resnet50` is two models."""
     if text is None:
         return None
     models: list[str] = []
@@ -179,8 +182,8 @@ def show_plan(console: Console, plan: Plan) -> None:
         console.print(f"[bold]{backend}[/] on {device.name} ({device.platform}{threads}); {versions}", highlight=False)
     total = len(plan.cases) * FLAGS.runs
     console.print(
-        f"{len(plan.cases)} cases x {FLAGS.runs} run{'s' * (FLAGS.runs > 1)}, {total - len(plan.jobs)} already in {FLAGS.out}, "
-        f"{len(plan.jobs)} to run: about {format_duration(plan.estimate_s)}",
+        f"{len(plan.cases)} cases x {FLAGS.runs} run{'s' * (FLAGS.runs > 1)}, {total - len(plan.jobs)} already in "
+        f"{FLAGS.out}, {len(plan.jobs)} to run: about {format_duration(plan.estimate_s)}",
         highlight=False,
     )
     if FLAGS.dry_run:
@@ -203,7 +206,9 @@ def sweep(console: Console, plan: Plan, store: RecordStore) -> int:
             num_done += 1
             count = f"{num_done}/{len(plan.jobs)}"
             bar.update(task, advance=estimate_s(job.case), count=count)
-            bar.console.print(f"{count} {job.case.describe()}: {describe_result(record)}", highlight=False, markup=False)
+            bar.console.print(
+                f"{count} {job.case.describe()}: {describe_result(record)}", highlight=False, markup=False
+            )
 
         left = run_jobs(
             plan.jobs,
@@ -216,11 +221,13 @@ def sweep(console: Console, plan: Plan, store: RecordStore) -> int:
         )
     records = store.load()
     print_report(console, records, log_of=lambda record: str(log_path(record, store)))
-    if interrupt.requested:
+    if interrupt.signal_number is not None:
         console.print(f"Stopped; {len(left)} cases were not started. The same command goes on from here.")
         return 128 + interrupt.signal_number
     if left:
-        console.print(f"--budget_s={FLAGS.budget_s:g} is spent; {len(left)} cases were not started. The same command goes on.")
+        console.print(
+            f"--budget_s={FLAGS.budget_s:g} is spent; {len(left)} cases not started. The same command goes on."
+        )
     return exit_code(plan, records)
 
 
@@ -244,13 +251,17 @@ def describe_result(record: Record) -> str:
 
 def make_progress(console: Console) -> Progress:
     """A bar that is redrawn once a second, so that it does not disturb what is measured."""
+
+    def fixed() -> Column:
+        return Column(no_wrap=True, min_width=7)
+
     return Progress(
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[count]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[current]}", markup=False),
+        TextColumn("{task.fields[count]}", table_column=fixed()),
+        BarColumn(bar_width=16),
+        TimeElapsedColumn(table_column=fixed()),
+        TextColumn("left", table_column=Column(no_wrap=True, min_width=4)),
+        TimeRemainingColumn(table_column=fixed()),
+        TextColumn("{task.fields[current]}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
         console=console,
         refresh_per_second=1,
     )
@@ -264,20 +275,20 @@ def format_duration(seconds: float) -> str:
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line; bad usage is exit code 2, and --help is not an error."""
+    if {"-h", "--help", "-help", "--helpshort", "--helpfull"} & set(argv):
+        show_help()
     try:
-        words = FLAGS(list(argv), known_only=False)
+        return FLAGS(list(argv))
     except flags.Error as error:
         sys.exit(fail(f"{error}; --help lists the flags"))
-    if FLAGS.help or FLAGS.helpshort or FLAGS.helpfull:
-        show_help()
-    return words
 
 
 def show_help() -> NoReturn:
     print(__doc__)
     for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__]):
-        default = "" if flag.default is None else f" (default: {flag.default_as_str})"
-        print(f"  --{flag.name}{default}\n      {flag.help}")
+        default = "" if flag.default is None else f" (default: {flag.default})"
+        text = textwrap.fill(flag.help, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        print(f"  --{flag.name}{default}\n{text}")
     sys.exit(0)
 
 

@@ -1,4 +1,4 @@
-"""The parent: one child process a case, with a time-out and a log; every attempt ends as one record. Imports no framework."""
+"""The parent: one child process a case, with a time-out and a log; each attempt ends as a record. No framework."""
 
 import contextlib
 import dataclasses

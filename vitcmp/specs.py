@@ -73,8 +73,8 @@ class Spec:
 class ViTSpec(Spec):
     """Plain ViT of arXiv:2010.11929, Table 1; numerics as in timm's released weights.
 
-    big_vision's numerics are `gelu="tanh"` and `pool` gap, map or tok. The position of the class token is folded into the
-    token itself, so `pool="tok"` has 1 x width fewer parameters than timm's count, and the same outputs.
+    big_vision's numerics are `gelu="tanh"` and `pool` gap, map or tok. The position of the class token is folded into
+    the token itself, so `pool="tok"` has 1 x width fewer parameters than timm's count, and the same outputs.
     """
 
     family: ClassVar[str] = "vit"
@@ -112,7 +112,7 @@ class ViTSpec(Spec):
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Patches down and across; pixels past the last whole patch are dropped (a VALID convolution, as in big_vision)."""
+        """Patches down and across; pixels past the last whole patch are dropped (a VALID convolution, big_vision's)."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
@@ -124,10 +124,11 @@ class ViTSpec(Spec):
 class ViTDetSpec(ViTSpec):
     """ViTDet backbone of arXiv:2203.16527: windowed attention, with a few global blocks.
 
-    `window_policy="pad"` pads the grid at its bottom and right to whole windows of `window_size`, after norm1 (section 3 and
-    its released code); `"divide"` chooses for each axis the window in [window_size/2, window_size] that pads least,
-    the largest where several do: with window_size=16 the windows of Beyer's article. Padded keys are attended to, as in the
-    released code. `global_blocks` is a count, spaced evenly as in section 3, or the block indices (`2+5+8+11`).
+    `window_policy="pad"` pads the grid at its bottom and right to whole windows of `window_size`, after norm1 (section
+    3 and its released code); `"divide"` chooses for each axis the window in [window_size/2, window_size] that pads
+    least, the largest where several do: with window_size=16 the windows of Beyer's article. Padded keys are attended
+    to, as in the released code. `global_blocks` is a count, spaced evenly as in section 3, or the block indices
+    (`2+5+8+11`).
     """
 
     family: ClassVar[str] = "vitdet"

@@ -1,6 +1,7 @@
 """Medians of timings, their exact intervals, ratios of two sides, and verdicts.
 
-All of it is distribution-free: timings are skewed and have outliers, which are kept, so means and normal theory mislead.
+All of it is distribution-free: timings are skewed and have outliers, which are kept, so means and normal theory
+mislead.
 """
 
 import functools
@@ -34,10 +35,11 @@ def median(values: Values) -> float:
 def median_interval(values: Values, confidence: float = 0.95) -> Interval:
     """Returns the order-statistic interval (low, high) of the median.
 
-    How many values lie below the true median is Binomial(n, 1/2), whatever the distribution, so the k-th smallest and the
-    k-th largest value enclose it with probability 1 - 2 P(Binomial < k); k is the largest that keeps `confidence` (David
-    and Nagaraja, Order Statistics, section 7.1). Below 6 values no k keeps 95 %: then it is (smallest, largest), and
-    `interval_is_exact` is False. Values count as independent: drift, and what differs between processes, are outside it.
+    How many values lie below the true median is Binomial(n, 1/2), whatever the distribution, so the k-th smallest and
+    the k-th largest value enclose it with probability 1 - 2 P(Binomial < k); k is the largest that keeps `confidence`
+    (David and Nagaraja, Order Statistics, section 7.1). Below 6 values no k keeps 95 %: then it is (smallest, largest),
+    and `interval_is_exact` is False. Values count as independent: drift, and what differs between processes, are
+    outside it.
     """
     ordered = np.sort(_checked(values))
     k = max(1, _median_rank(len(ordered), confidence))
@@ -52,14 +54,15 @@ def interval_is_exact(num_values: int, confidence: float = 0.95) -> bool:
 def pooled_median(runs: Sequence[Values], confidence: float = 0.95) -> Estimate:
     """Returns the median of the medians of runs; each of them holds the timings of one fresh process.
 
-    Processes differ (addresses, threads, clocks) by more than timings inside one do, so from 6 runs on the interval is the
-    order-statistic interval of the runs' medians. From 2 to 5 runs, which cannot give 95 %, it is the hull of the runs' own
-    intervals: it spans every median seen, and its `confidence` is None. With one run, it is that run's own interval: it
-    says nothing about the next process.
+    Processes differ (addresses, threads, clocks) by more than timings inside one do, so from 6 runs on the interval is
+    the order-statistic interval of the runs' medians. From 2 to 5 runs, which cannot give 95 %, it is the hull of the
+    runs' own intervals: it spans every median seen, and its `confidence` is None. With one run, it is that run's own
+    interval: it says nothing about the next process.
     """
     medians = [median(run) for run in runs]
     if interval_is_exact(len(runs), confidence):
-        low, high, reached = *median_interval(medians, confidence), confidence
+        low, high = median_interval(medians, confidence)
+        reached: float | None = confidence
     else:
         lows, highs = zip(*(median_interval(run, confidence) for run in runs), strict=True)
         low, high = min(lows), max(highs)
@@ -68,20 +71,20 @@ def pooled_median(runs: Sequence[Values], confidence: float = 0.95) -> Estimate:
 
 
 def ratio_interval(a: Sequence[Values], b: Sequence[Values], confidence: float = 0.95) -> Estimate:
-    """Returns the ratio of the medians of `a` over those of `b`, each a list of runs (fresh processes), with its interval.
+    """Returns the ratio of the medians of `a` over those of `b`, each a list of runs (processes), with its interval.
 
     Enough runs a side (4 and 4, or 3 and 5): the exact Mann-Whitney interval of the ratios of all pairs of run medians
-    (Hodges and Lehmann 1963, on logarithms), which holds whatever the noise between processes, if it is alike on both sides.
-    Fewer: low_a / high_b to high_a / low_b, from the intervals of `pooled_median`. With one run a side these are taken at
-    the square root of `confidence`, so both hold together with `confidence`, without a bootstrap's seed and approximation;
-    but noise between processes is then outside the interval.
+    (Hodges and Lehmann 1963, on logarithms), which holds whatever the noise between processes, if it is alike on both
+    sides. Fewer: low_a / high_b to high_a / low_b, from the intervals of `pooled_median`. With one run a side these are
+    taken at the square root of `confidence`, so both hold together with `confidence`, without a bootstrap's seed and
+    approximation; but noise between processes is then outside the interval.
     """
     num_runs, num_values = (len(a), len(b)), (sum(map(len, a)), sum(map(len, b)))
     rank = _pairs_rank(*num_runs, confidence)
     if rank:
         ratios = np.sort([median(x) / median(y) for x in a for y in b])
-        low, high, reached = float(ratios[rank - 1]), float(ratios[-rank]), confidence
-        return Estimate(median(ratios), low, high, reached, num_runs, num_values)
+        low, high = float(ratios[rank - 1]), float(ratios[-rank])
+        return Estimate(median(ratios), low, high, confidence, num_runs, num_values)
     each = math.sqrt(confidence)
     side_a, side_b = pooled_median(a, each), pooled_median(b, each)
     reached = confidence if side_a.confidence and side_b.confidence else None
@@ -90,10 +93,10 @@ def ratio_interval(a: Sequence[Values], b: Sequence[Values], confidence: float =
 
 
 def verdict(interval: Interval, same_within: float = 0.03) -> Verdict:
-    """Says what the interval of a ratio of times a / b proves about a, with a band of +-3 % (1 / 1.03 to 1.03) around 1.
+    """Says what the interval of a ratio of times a / b proves about a; 1 / 1.03 to 1.03 (3 %) counts as the same.
 
-    Faster or slower: all of it lies beyond the band. Same: all of it lies within. Ambiguous: it crosses an edge of the band,
-    so that more runs are needed, or the difference is too small to be called one.
+    Faster or slower: all of it lies beyond the band. Same: all of it lies within. Ambiguous: it crosses an edge of the
+    band, so that more runs are needed, or the difference is too small to be called one.
     """
     low, high = interval
     if not 0 < low <= high:
@@ -117,8 +120,8 @@ def _median_rank(num_values: int, confidence: float) -> int:
 def _pairs_rank(num_a: int, num_b: int, confidence: float) -> int:
     """Returns the largest k with 2 P(U < k) <= 1 - confidence, U being Mann-Whitney's statistic; 0 where there is none.
 
-    The number of orders of both sides with U = u is the coefficient of q^u in the Gaussian binomial of (a + b) over a, by
-    Mann and Whitney's recurrence (1947): the largest value belongs to a, and beats all of b, or it belongs to b.
+    The number of orders of both sides with U = u is the coefficient of q^u in the Gaussian binomial of (a + b) over a,
+    by Mann and Whitney's recurrence (1947): the largest value belongs to a, and beats all of b, or it belongs to b.
     """
 
     @functools.cache

@@ -1,7 +1,8 @@
 """The child process: measures one case and writes one record. `python -m vitcmp.worker` is started by the runner.
 
-It reads a job as JSON on standard input: `{"case": ..., "run": 0, "weights_path": null, "parent_pid": 1, "result": PATH}` gives a record at
-PATH; `{"probe": {"backend", "platform", "weights_path", "models"}, "result": PATH}` gives the device, or an error.
+It reads a job as JSON on standard input: `{"case": ..., "run": 0, "weights_path": null, "parent_pid": 1, "result":
+PATH}` gives a record at PATH; `{"probe": {"backend", "platform", "weights_path", "models"}, "result": PATH}` gives the
+device, or an error.
 """
 
 import contextlib
@@ -23,13 +24,19 @@ from vitcmp.cases import Case, timestamp, why_unsupported
 from vitcmp.checkpoints import load_weights
 from vitcmp.environment import HostMonitor, describe_environment, pin_cpus
 from vitcmp.flops import count_flops
-from vitcmp.params import Weights, count_params, init_weights
+from vitcmp.params import count_params, init_weights
 from vitcmp.photo import load_photo
 from vitcmp.records import Record
 from vitcmp.specs import Spec
 from vitcmp.timing import Rule, sample, sample_throughput, warm_up
 
-OOM_WORDS = ("out of memory", "resource_exhausted", "not enough memory", "can't allocate memory", "cannot allocate memory")
+OOM_WORDS = (
+    "out of memory",
+    "resource_exhausted",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+)
 UNSUPPORTED_WORDS = (
     "no available kernel",
     "no viable backend",
@@ -92,7 +99,9 @@ def _measure(case: Case, weights_path: str | None, record: Record, stages: Stage
         device = backend.describe()
         record["device"] = vars(device)
     if (device.name, device.num_threads) != (case.device_name, case.num_threads):
-        raise Unsupported(f"the case is for {case.device_name} x {case.num_threads}, this is {device.name} x {device.num_threads}")
+        raise Unsupported(
+            f"the case is for {case.device_name} x {case.num_threads}, this is {device.name} x {device.num_threads}"
+        )
     with backend.numerics(case.numerics) as effective:
         record["effective"] = {**effective, "attention": case.attention, "num_threads": device.num_threads}
         with stages.stage("weights"):

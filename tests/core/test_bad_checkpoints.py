@@ -269,6 +269,14 @@ def test_a_vitdets_file_does_not_pass_for_a_plain_vits():
         load_weights("w.npz", VITDET)
 
 
+def test_what_a_timm_file_has_too_much_is_named():
+    arrays = {**to_timm(init_weights(TINY), TINY), "blocks.1.norm1.weight": np.ones(48), "aux.bias": np.ones(2)}
+    with pytest.raises(
+        ValueError, match=r"2 of its .*\n  unexpected blocks\.1\.norm1\.weight \(48,\).*\n  unexpected aux"
+    ):
+        from_timm(arrays, TINY)
+
+
 def test_weights_are_checked_before_they_are_given_timms_names():
     with pytest.raises(ValueError, match="weights: 3 of its arrays do not fit"):
         to_timm(without_one(), TINY)

@@ -136,6 +136,14 @@ def test_float64_weights_stay_float64(tmp_path, suffix):
     assert_equal(load_weights(tmp_path / f"w{suffix}", TINY), weights)
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_the_order_of_arrays_in_memory_does_not_matter(tmp_path, suffix):
+    weights = init_weights(TINY)
+    scattered = {name: np.asfortranarray(array)[..., ::-1] for name, array in weights.items()}
+    save_weights(tmp_path / f"w{suffix}", {name: array[..., ::-1] for name, array in scattered.items()})
+    assert_equal(load_weights(tmp_path / f"w{suffix}", TINY), weights)
+
+
 @pytest.mark.parametrize("model", SPECS)
 def test_timm_names_there_and_back_change_nothing(model):
     weights = init_weights(model, seed=1)

@@ -44,7 +44,7 @@ def test_any_size_is_resampled_in_float_and_not_rounded(size, shape):
     photo = load_photo(size)
     assert (photo.shape, photo.dtype) == ((1, *shape, 3), np.float32)
     assert np.abs(photo).max() <= 1
-    np.testing.assert_allclose(photo, resize(pixels()[None] / 127.5 - 1, shape), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(photo, resize(pixels()[None] / 127.5 - 1, shape), rtol=0, atol=2**-25 + 1e-12)
     levels = (photo.astype(np.float64) + 1) * 127.5
     assert np.abs(levels - np.rint(levels)).max() > 0.01
 

@@ -1,11 +1,9 @@
 """The record store: nothing measured is lost, nothing torn is read, and every fault is named."""
 
 import contextlib
-import copy
 import errno
 import fcntl
 import json
-import math
 import os
 import random
 import re
@@ -18,63 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.record_factory import changed, failed, make_record
 from vitcmp import records
-from vitcmp.records import FINAL, SCHEMA, STATUSES, RecordError, RecordStore, latest, validate_record
+from vitcmp.records import SCHEMA, RecordError, RecordStore, latest
 
 needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full: Linux")
-
-
-def make_record(case_number=0, run=0, status="ok", **changes):
-    timings = {"wall_s": [0.011, 0.012], "cpu_s": [0.02, 0.021], "converged": False}
-    case_keys = (
-        "backend model spec image_size batch_size mode numerics attention compile layout platform device_name "
-        "num_threads framework_version weights"
-    )
-    return {
-        "schema": SCHEMA,
-        "method_version": 1,
-        "case_id": f"{case_number:064x}",
-        "run": run,
-        "status": status,
-        "error": None if status == "ok" else {"type": None, "message": "é\nü", "traceback": "", "stage": None},
-        "started_at": "2026-11-20T05:00:00.000+00:00",
-        "ended_at": "2026-11-20T05:00:01.000+00:00",
-        "case": dict.fromkeys(case_keys.split()),
-        "device": dict.fromkeys(("platform", "name", "num_devices", "memory_bytes", "num_threads", "versions")),
-        "environment": {"python": "3.11"},
-        "effective": {"num_threads": 2},
-        "num_params": 5,
-        "flops": {"analytic": 10},
-        "compile_s": None,
-        "compile_cache": None,
-        "warmup": {"wall_s": [0.3], "stable": True},
-        "latency": timings,
-        "throughput": {"calls_per_sample": 4, **copy.deepcopy(timings)},
-        "memory": {
-            "parameters_bytes": 20,
-            "activation_peak_bytes": None,
-            "activation_source": None,
-            "process_peak_bytes": 4096,
-            "process_source": "VmHWM",
-        },
-        "contention": {
-            "others_cpu_share": 0.0,
-            "steal_share": None,
-            "load_1m_before": 0.0,
-            "load_1m_after": 0.5,
-            "involuntary_switches": 0,
-        },
-        "clocks": None,
-        "outputs": {"logits": [-1.5, 0.0], "shape": [1, 2]},
-        "stages_s": {"import": 1.5},
-        **changes,
-    }
-
-
-def failed(case_number=0, status="oom"):
-    """A record of an attempt that measured nothing."""
-    unknown = "device effective num_params flops warmup latency throughput memory contention outputs stages_s"
-    return make_record(case_number, status=status, **dict.fromkeys(unknown.split()))
 
 
 @pytest.fixture
@@ -84,95 +30,6 @@ def store(tmp_path):
 
 def line_of(record):
     return json.dumps(record) + "\n"
-
-
-# Validation
-
-
-@pytest.mark.parametrize("record", [make_record(), *(failed(status=status) for status in STATUSES if status != "ok")])
-def test_good_records_have_no_faults(record):
-    assert validate_record(record) == []
-
-
-def test_an_interrupted_record_needs_no_error():
-    assert validate_record({**failed(status="interrupted"), "error": None}) == []
-
-
-def changed(path, value):
-    """Returns a good record with one value replaced, or taken out where `value` is ...; `path` is dotted."""
-    record = make_record()
-    *parents, last = path.split(".")
-    place = record
-    for key in parents:
-        place = place[key]
-    if value is ...:
-        del place[last]
-    else:
-        place[last] = value
-    return record
-
-
-@pytest.mark.parametrize("key", list(make_record()))
-def test_every_key_is_required_and_typed(key):
-    assert validate_record(changed(key, ...)) == [f"{key} is missing"]
-    assert key in validate_record(changed(key, {1, 2}))[0]
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "words"),
-    [
-        ("schema", "vitcmp-record/2", "expected 'vitcmp-record/1'"),
-        ("method_version", "1", "expected int"),
-        ("case_id", "abc", "sha256"),
-        ("run", -1, "0 or more"),
-        ("run", True, "expected int"),
-        ("status", "fine", "one of ok oom"),
-        ("status", "oom", "error is null"),
-        ("error", {"type": "E", "message": "", "traceback": "", "stage": "time"}, "error is not null"),
-        ("started_at", "yesterday", "ISO 8601"),
-        ("ended_at", "2026-11-20T05:00:00", "UTC"),
-        ("case.weights", ..., "case.weights is missing"),
-        ("latency", None, "latency is null"),
-        ("device", None, "device is null"),
-        ("latency.wall_s", [], "above 0"),
-        ("latency.wall_s", [0.1, 0.0], "above 0"),
-        ("latency.wall_s", [0.1, -0.1], "above 0"),
-        ("latency.wall_s", [0.1, "0.1"], "above 0"),
-        ("latency.cpu_s", [0.1], "for each of wall_s"),
-        ("latency.cpu_s", [0.1, 0.0], "above 0"),
-        ("throughput.wall_s", [0.0], "above 0"),
-        ("throughput.calls_per_sample", ..., "calls_per_sample is missing"),
-        ("warmup.wall_s", None, "above 0"),
-        ("compile_s", 0.0, "compile_s is 0.0"),
-        ("stages_s.import", 0, "import is 0"),
-        ("memory.process_peak_bytes", 0, "bytes above 0"),
-        ("memory.parameters_bytes", ..., "missing"),
-        ("contention.steal_share", math.nan, "finite"),
-        ("outputs.logits", [1.0, math.inf], "outputs.logits[1] is inf"),
-        ("flops.analytic", math.nan, "finite"),
-        ("effective.kernel", {"flash"}, "not JSON"),
-        ("environment.python", (3, b"11"), "not JSON"),
-        ("environment", {1: 2}, "expected a string"),
-    ],
-)
-def test_each_fault_is_named(path, value, words):
-    faults = validate_record(changed(path, value))
-    assert len(faults) == 1
-    assert words in faults[0]
-
-
-def test_all_faults_come_at_once_and_no_record_is_no_crash():
-    assert len(validate_record(changed("run", -1) | {"case_id": "", "status": "?"})) == 3
-    for value in (None, [], "record", 1):
-        assert len(validate_record(value)) == 1
-
-
-def test_cpu_seconds_may_be_unknown():
-    assert validate_record(changed("latency.cpu_s", None)) == []
-
-
-def test_final_statuses_are_all_but_interrupted():
-    assert set(STATUSES) - set(FINAL) == {"interrupted"}
 
 
 # Reading and writing

@@ -47,8 +47,8 @@ def test_help_names_every_flag_and_ends_with_0(tmp_path):
     result = run("--help", folder=tmp_path)
     assert result.returncode == 0
     for flag in (
-        "backend models image_sizes batch_sizes numerics attention compile layout mode preset device weights out timeout_s "
-        "budget_s runs retry dry_run"
+        "backend models image_sizes batch_sizes numerics attention compile layout mode preset device weights out "
+        "timeout_s budget_s runs retry dry_run"
     ).split():
         assert f"--{flag}" in result.stdout, flag
 

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.harness.fakes import make_case, ok_record
 
+from tests.harness.fakes import make_case, ok_record
 from vitcmp.records import RecordStore, validate_record
 from vitcmp.runner import Interrupt, Job, job_paths, plan_jobs, run_jobs
 
@@ -63,7 +63,15 @@ def test_a_batch_size_is_never_changed(tmp_path):
 
 def test_an_interrupt_ends_the_child_leaves_a_record_and_starts_nothing_more(tmp_path):
     interrupt = Interrupt()
-    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    logs = tmp_path / "logs"
+
+    def interrupt_the_second_child() -> None:
+        while not logs.exists() or len(list(logs.iterdir())) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    # A daemon that waits for the child, and no timer: a sweep that ends early must not leave the tests a signal.
+    threading.Thread(target=interrupt_the_second_child, daemon=True).start()
     start = time.monotonic()
     records = sweep(tmp_path, ["ok", "hang", "ok"], interrupt=interrupt)
     assert time.monotonic() - start < 60  # not a benchmark: the child sleeps for 600
@@ -102,9 +110,7 @@ def test_nothing_is_started_that_would_outlast_the_budget(tmp_path):
 def test_the_case_id_is_the_same_in_every_process_and_differs_with_every_field():
     case = make_case()
     code = "from tests.harness.fakes import make_case; print(make_case().case_id)"
-    elsewhere = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    elsewhere = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert elsewhere.stdout.strip() == case.case_id
     ids = {case.case_id}
     for name, value in case.to_json().items():

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from tests.harness.fakes import FakeBackend, make_case
 
+from tests.harness.fakes import FakeBackend, make_case
 from vitcmp import worker
 from vitcmp.backend import Unsupported
 from vitcmp.records import validate_record

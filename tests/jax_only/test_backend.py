@@ -1,4 +1,4 @@
-"""What is particular to the JAX backend: precision, donated train steps, memory, and lowering for GPU and TPU from a CPU host."""
+"""What is particular to the JAX backend: precision, donated train steps, memory, and lowering for GPU and TPU."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,8 @@ from vitcmp.backend import Unsupported, load_backend
 
 SPECS = {
     "vit": "vit_ti16:depth=2,width=48,num_heads=3,mlp_dim=96,num_classes=10,image_size=48x80",
-    "vitdet": "vitdet_ti16:depth=2,width=48,num_heads=3,mlp_dim=96,num_classes=10,image_size=48x80,window_size=2,global_blocks=1",
+    "vitdet": "vitdet_ti16:depth=2,width=48,num_heads=3,mlp_dim=96,num_classes=10,image_size=48x80,window_size=2,"
+    "global_blocks=1",
     "resnet": "resnet18:depths=1+1,width=8,num_classes=10,image_size=48x80",
     "convnext": "convnext_atto:depths=1+1,widths=8+16,num_classes=10,image_size=48x80",
 }
@@ -56,7 +57,10 @@ def test_tensorfloat32_is_asked_for_by_its_name_when_lowered_for_a_gpu():
     assert text.count("tf32") == 2
 
 
-@pytest.mark.parametrize("numerics, low, high", [("float64", 0, 1e-14), ("float32", 1e-9, 2e-6), ("bfloat16", 1e-4, 5e-3), ("float16", 1e-5, 1e-3)])
+@pytest.mark.parametrize(
+    "numerics, low, high",
+    [("float64", 0, 1e-14), ("float32", 1e-9, 2e-6), ("bfloat16", 1e-4, 5e-3), ("float16", 1e-5, 1e-3)],
+)
 def test_the_effective_precision_is_what_the_name_says(backend, numerics, low, high):
     with backend.numerics(numerics) as effective:
         assert low <= effective["matmul_error"] < high
@@ -79,7 +83,9 @@ def test_a_train_step_donates_its_state_and_goes_on(backend, family):
     step.queue(2)
     assert step.compile_s > 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(step.state))
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(nnx.state(model)))  # the model's own arrays are copied first
+    assert not any(
+        leaf.is_deleted() for leaf in jax.tree.leaves(nnx.state(model))
+    )  # the model's own arrays are copied first
 
 
 def test_memory_grows_with_the_batch_and_excludes_the_weights(backend):

@@ -30,7 +30,7 @@ FRAMEWORKS = ["jax", "torch"]
 def compare_with_timm(spec: ViTSpec, model: torch.nn.Module, *, batch_size: int = 2) -> float:
     """Returns the worst error of any output of ours on torch, with the weights of a timm ViT."""
     images = draw_images(spec.image_size, batch_size=batch_size)
-    names = {"norm": "features", **{f"blocks.{i}": f"block/{i}" for i in range(spec.depth)}}
+    names = {"pos_drop": "stem", "norm": "features", **{f"blocks.{i}": f"block/{i}" for i in range(spec.depth)}}
     if spec.pool == "map":
         names["attn_pool"] = "pooled"
     return worst_error(run("torch", spec, timm_weights(model), images), run_timm(model, images, names))

@@ -57,7 +57,9 @@ def test_a_kernel_that_the_device_does_not_have_raises(backend, kernel):
 def test_every_kernel_of_the_cpu_computes_the_same(backend, kernel, mode):
     outputs = backend.outputs(load(backend, SPEC, attention=kernel), IMAGES)
     expected = backend.outputs(load(backend, SPEC, attention="math"), IMAGES)
-    np.testing.assert_allclose(outputs["logits"], expected["logits"], rtol=0, atol=2e-6 * np.abs(expected["logits"]).max())
+    np.testing.assert_allclose(
+        outputs["logits"], expected["logits"], rtol=0, atol=2e-6 * np.abs(expected["logits"]).max()
+    )
     step = backend.compile(load(backend, SPEC, attention=kernel), IMAGES, LABELS, mode=mode, compile="eager")
     step()
     step.queue(2)
@@ -108,7 +110,10 @@ def test_memory_of_a_known_step_is_what_it_allocates(backend):
     assert memory["process_peak_bytes"] > 2**20
 
 
-@pytest.mark.parametrize("numerics, low, high", [("float64", 0, 1e-14), ("float32", 1e-9, 2e-6), ("bfloat16", 1e-4, 5e-3), ("float16", 1e-5, 1e-3)])
+@pytest.mark.parametrize(
+    "numerics, low, high",
+    [("float64", 0, 1e-14), ("float32", 1e-9, 2e-6), ("bfloat16", 1e-4, 5e-3), ("float16", 1e-5, 1e-3)],
+)
 def test_the_effective_precision_is_what_the_name_says(backend, numerics, low, high):
     with backend.numerics(numerics) as effective:
         assert low <= effective["matmul_error"] < high

@@ -1,0 +1,80 @@
+"""Validation of records: every fault is named, all of them at once."""
+
+import math
+
+import pytest
+
+from tests.record_factory import changed, failed, make_record
+from vitcmp.records import FINAL, STATUSES, validate_record
+
+
+@pytest.mark.parametrize("record", [make_record(), *(failed(status=status) for status in STATUSES if status != "ok")])
+def test_good_records_have_no_faults(record):
+    assert validate_record(record) == []
+
+
+def test_an_interrupted_record_needs_no_error():
+    assert validate_record({**failed(status="interrupted"), "error": None}) == []
+
+
+@pytest.mark.parametrize("key", list(make_record()))
+def test_every_key_is_required_and_typed(key):
+    assert validate_record(changed(key, ...)) == [f"{key} is missing"]
+    assert key in validate_record(changed(key, {1, 2}))[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("schema", "vitcmp-record/2", "expected 'vitcmp-record/1'"),
+        ("method_version", "1", "expected int"),
+        ("case_id", "abc", "sha256"),
+        ("run", -1, "0 or more"),
+        ("run", True, "expected int"),
+        ("status", "fine", "one of ok oom"),
+        ("status", "oom", "error is null"),
+        ("error", {"type": "E", "message": "", "traceback": "", "stage": "time"}, "error is not null"),
+        ("started_at", "yesterday", "ISO 8601"),
+        ("ended_at", "2026-11-20T05:00:00", "UTC"),
+        ("case.weights", ..., "case.weights is missing"),
+        ("latency", None, "latency is null"),
+        ("device", None, "device is null"),
+        ("latency.wall_s", [], "above 0"),
+        ("latency.wall_s", [0.1, 0.0], "above 0"),
+        ("latency.wall_s", [0.1, -0.1], "above 0"),
+        ("latency.wall_s", [0.1, "0.1"], "above 0"),
+        ("latency.cpu_s", [0.1], "for each of wall_s"),
+        ("latency.cpu_s", [0.1, 0.0], "above 0"),
+        ("throughput.wall_s", [0.0], "above 0"),
+        ("throughput.calls_per_sample", ..., "calls_per_sample is missing"),
+        ("warmup.wall_s", None, "above 0"),
+        ("compile_s", 0.0, "compile_s is 0.0"),
+        ("stages_s.import", 0, "import is 0"),
+        ("memory.process_peak_bytes", 0, "bytes above 0"),
+        ("memory.parameters_bytes", ..., "missing"),
+        ("contention.steal_share", math.nan, "finite"),
+        ("outputs.logits", [1.0, math.inf], "outputs.logits[1] is inf"),
+        ("flops.analytic", math.nan, "finite"),
+        ("effective.kernel", {"flash"}, "not JSON"),
+        ("environment.python", (3, b"11"), "not JSON"),
+        ("environment", {1: 2}, "expected a string"),
+    ],
+)
+def test_each_fault_is_named(path, value, words):
+    faults = validate_record(changed(path, value))
+    assert len(faults) == 1
+    assert words in faults[0]
+
+
+def test_all_faults_come_at_once_and_no_record_is_no_crash():
+    assert len(validate_record(changed("run", -1) | {"case_id": "", "status": "?"})) == 3
+    for value in (None, [], "record", 1):
+        assert len(validate_record(value)) == 1
+
+
+def test_cpu_seconds_may_be_unknown():
+    assert validate_record(changed("latency.cpu_s", None)) == []
+
+
+def test_final_statuses_are_all_but_interrupted():
+    assert set(STATUSES) - set(FINAL) == {"interrupted"}

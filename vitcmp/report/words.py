@@ -1,0 +1,68 @@
+"""How reports say a case, a setting and what its timing is worth."""
+
+from collections.abc import Iterable
+
+from vitcmp.report.summary import CONTENDED, Case, Setting
+from vitcmp.report.text import interval, number
+from vitcmp.stats import Estimate
+
+POINT = "model", "size"
+STATED = "numerics", "attention", "compile", "layout"  # the choices that a setting states
+
+
+def context(case: Case) -> str:
+    threads = f", {plural(case['num_threads'], 'thread')}" if case["num_threads"] else ""
+    return f"{case['mode']} on {case['device_name']} ({case['platform']}{threads}), weights {case['weights']}"
+
+
+def named(case: Case) -> str:
+    return f"{case['backend']} {case['model']}"
+
+
+def choices(case: Case) -> str:
+    return " ".join(str(case[name]) for name in STATED if case[name] is not None)
+
+
+def size(case: Case) -> str:
+    return f"{case['image_size']} px, {case['batch_size']}"
+
+
+def latency_ms(setting: Setting) -> str:
+    """Returns the median latency, with its marks: `~` not converged, `!` others used the machine."""
+    assert setting.latency is not None
+    marks = "~" * (not setting.is_converged) + "!" * setting.is_contended
+    return marks + number(1e3 * setting.latency.value)
+
+
+def mark(estimate: Estimate) -> str:
+    """Returns `*` where the interval is no 95 % interval."""
+    return "*" if estimate.confidence is None else ""
+
+
+def bounds(estimate: Estimate, scale: float = 1.0, *, digits: int = 4) -> str:
+    return interval(scale * estimate.low, scale * estimate.high, like=scale * estimate.value, digits=digits) + mark(
+        estimate
+    )
+
+
+def scaled(value: float | None, scale: float) -> float | None:
+    return None if value is None else value * scale
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
+def marks_notes(settings: Iterable[Setting]) -> list[str]:
+    """Explains the marks that the settings carry."""
+    settings = list(settings)
+    marks = {
+        "~ not converged: the interval was still wider than the rule asks when the time was up.": [
+            not setting.is_converged for setting in settings
+        ],
+        f"! others used more than {CONTENDED:.0%} of the machine meanwhile.": [s.is_contended for s in settings],
+        "* not a 95 % interval but the range of what was seen: fewer than 6 calls, or too few runs.": [
+            setting.latency is not None and setting.latency.confidence is None for setting in settings
+        ],
+    }
+    return [note for note, carried in marks.items() if any(carried)]
