@@ -1,1 +1,1 @@
-"""Thin absl programs: each asks one question, and opens with its command, its time and what to expect."""
+"""Programs that ask one question each; LOG.md keeps what was predicted and what came out."""

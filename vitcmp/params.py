@@ -81,10 +81,7 @@ def check_weights(weights: Mapping[str, np.ndarray], spec: Spec | str, *, source
         elif not np.isfinite(array).all():
             faults.append(f"{name} has values that are not finite")
     if faults:
-        more = f"\n  ... and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise ValueError(
-            f"{source}: {len(faults)} of its arrays do not fit {spec}:\n  " + "\n  ".join(faults[:20]) + more
-        )
+        raise ValueError(f"{source}: {len(faults)} of its arrays do not fit {spec}:\n  " + "\n  ".join(faults))
 
 
 def fit_image_size(weights: Mapping[str, np.ndarray], spec: Spec | str) -> Weights:

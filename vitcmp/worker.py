@@ -92,7 +92,8 @@ def classify(error: BaseException) -> str:
 
 def _measure(case: Case, weights_path: str | None, record: Record, stages: Stages) -> None:
     spec = case.resolve_spec()
-    if reason := why_unsupported(spec, case.platform, case.backend, case.numerics, case.attention):
+    axes = {name: getattr(case, name) for name in ("platform", "backend", "numerics", "attention", "mode")}
+    if reason := why_unsupported(spec, **axes):
         raise Unsupported(reason)
     with stages.stage("import"):
         backend = load_backend(case.backend, platform=case.platform)

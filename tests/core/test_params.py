@@ -154,10 +154,10 @@ def test_one_error_lists_every_missing_unexpected_misshapen_and_non_finite_array
         assert fault in str(error.value)
 
 
-def test_a_long_list_of_faults_is_cut_and_counted():
-    with pytest.raises(ValueError, match=r"152 of its arrays do not fit vit_ti16:(.|\n)*and 132 more$") as error:
+def test_a_long_list_of_faults_is_whole():
+    with pytest.raises(ValueError, match="152 of its arrays do not fit vit_ti16") as error:
         check_weights({}, "vit_ti16")
-    assert str(error.value).count("missing") == 20
+    assert str(error.value).count("missing") == 152
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])

@@ -78,5 +78,10 @@ def test_outputs_that_are_not_finite_are_an_error_and_not_a_result(backend):
 
 def test_what_the_device_is_known_not_to_have_is_unsupported_and_never_replaced(backend):
     backend(FakeBackend())
-    for changes in ({"numerics": "tensorfloat32"}, {"attention": "mem_efficient"}, {"attention": "cudnn"}):
+    for changes in (
+        {"numerics": "tensorfloat32"},
+        {"attention": "mem_efficient"},
+        {"attention": "cudnn"},
+        {"numerics": "float16", "mode": "train"},
+    ):
         assert worker.measure(make_case(**changes), 0, None)["status"] == "unsupported"

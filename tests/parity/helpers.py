@@ -4,12 +4,14 @@ The names are written apart from `vitcmp/checkpoints.py` on purpose: two reading
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import nn
 
 import vitcmp
+from vitcmp.backend import load_backend
 from vitcmp.specs import Spec
 
 Arrays = dict[str, np.ndarray]
@@ -72,18 +74,34 @@ def randomise(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
+def model_shapes(backend: str, spec: Spec) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each of our model's arrays, canonically named and laid out; takes no memory for them."""
+    model = load_backend(backend, platform="cpu").build(spec)
+    if backend == "jax":
+        from flax import nnx  # here, because torch and timm alone can run some of the tests
+
+        return {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    return {name: x.shape for name, x in canonical(model, lambda tensor: np.broadcast_to(0.0, tensor.shape)).items()}
+
+
+def canonical(model: nn.Module, to_numpy: Callable[[torch.Tensor], np.ndarray]) -> Arrays:
+    """Returns a torch model's arrays by their canonical names, in canonical layouts."""
+    arrays: Arrays = {}
+    for path, module in model.named_modules():
+        tensors = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        for name, tensor in tensors.items():
+            if name != "num_batches_tracked":
+                leaf, array = _canonical(module, path, name, to_numpy(tensor))
+                arrays[f"{path.replace('.', '/')}/{leaf}".lstrip("/")] = array
+    return arrays
+
+
 def timm_weights(model: nn.Module) -> Arrays:
     """Returns a timm model's weights by their canonical names, in canonical layouts.
 
     The class token's position is folded into the token, the others are cut into the grid: (1 n+1 d) -> (1 h w d).
     """
-    weights: Arrays = {}
-    for path, module in model.named_modules():
-        tensors = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-        for name, tensor in tensors.items():
-            if name != "num_batches_tracked":
-                leaf, array = _canonical(module, path, name, tensor.detach().double().numpy())
-                weights[f"{path.replace('.', '/')}/{leaf}".lstrip("/")] = array
+    weights = canonical(model, lambda tensor: tensor.detach().double().numpy())
     if "pos_embed" in weights and weights["pos_embed"].ndim == 3:
         _fold_position(weights, model.patch_embed.grid_size)
     return weights
