@@ -39,20 +39,20 @@ class ParityResult(NamedTuple):
 def tolerance(numerics: str, spec: Spec | str | Mapping[str, Any]) -> float:
     """Returns how far apart rounding may bring the logits of two right implementations, over the largest |logit|.
 
-    A number rounded to the nearest has a relative error of eps / sqrt(24) rms (uniform in half a spacing, averaged over
-    a binade). A sum of K products, in `SUM_BLOCKS` blocks of numbers of spacing eps_sum, adds an error of
-    eps_sum / sqrt(24) x sqrt(K / 2 / SUM_BLOCKS), and a layer's values are rounded `ROUNDINGS` times to eps. These errors
-    are independent, so they walk at random through the layers (no residual branch is taken to dilute them), once in each
+    A number rounded to the nearest has a relative error of eps / sqrt(24) rms (uniform in half a spacing, averaged
+    over a binade). A sum of K products, in `SUM_BLOCKS` blocks of numbers of spacing eps_sum, adds an error of eps_sum
+    / sqrt(24) x sqrt(K / 2 / SUM_BLOCKS), and a layer's values are rounded `ROUNDINGS` times to eps. These errors are
+    independent, so they walk at random through the layers (no residual branch is taken to dilute them), once in each
     implementation:
 
         error_rms = sqrt(2 / 24 x sum over layers of (ROUNDINGS x eps^2 + K / 2 / SUM_BLOCKS x eps_sum^2))
 
     The bound is twice that, because the largest error of a few logits is held against their largest value. In float32,
-    on the shipped photograph, it is 3e-6 (ViT-Ti), 7e-6 (ViT-B), 1e-5 (ViT-L); tanh for erf in GELU moves those logits
-    by 2e-4, and a norm's epsilon of 1e-5 for 1e-6 by 2e-5 to 4e-5 (1.4e-5 in ConvNeXt). Measured between the twins on a
-    CPU, 2 to 48 layers, widths 48 to 1024, as a share of the bound: float32 0.1 to 0.5, bfloat16 and float16 0.1 to 0.6.
-    TF32 is derived, and not measured. Trained weights with outlier features can amplify rounding beyond the bound: prove
-    those in float64.
+    on the shipped photograph, it is 3e-6 (ViT-Ti), 6e-6 (ViT-B), 1e-5 (ViT-L); tanh for erf in GELU moves those logits
+    by 2e-4, and a norm's epsilon of 1e-5 for 1e-6 by 2e-5 to 4e-5 (1.4e-5 in ConvNeXt). Measured between the twins on
+    a CPU, 2 to 48 layers, widths 48 to 1024, as a share of the bound: float32 0.1 to 0.5, bfloat16 and float16 0.1 to
+    0.6. TF32 is derived, and not measured. Trained weights with outlier features can amplify rounding beyond the
+    bound: prove those in float64.
 
     `spec` may be the dict of a record's case. Raises ValueError for unknown numerics or models.
     """

@@ -124,6 +124,7 @@ def test_outputs_that_cannot_be_compared_are_not_called_equal(logits, status, no
     result = compare_outputs(record(), record("torch", logits))
     assert (result.status, result.error) == (status, None)
     assert note in result.note
+    assert compare_outputs(record("torch", logits), record()).status == status
 
 
 def test_zeros_on_both_sides_prove_nothing():

@@ -109,7 +109,7 @@ def test_the_ratio_of_runs_ends_at_the_rank_after_the_critical_value(num_a, num_
 
 @pytest.mark.parametrize(["num_a", "num_b"], [(3, 5), (4, 4), (5, 5)])
 def test_the_interval_of_runs_covers_the_true_ratio_in_all_but_a_twentieth_of_all_orders(num_a, num_b):
-    """Under the null every order of the two sides is as likely; the interval misses 1 where one side is nearly all below."""
+    """Where both sides are alike every order is as likely; the interval misses 1 where one side is nearly all below."""
     orders = list(itertools.combinations(range(num_a + num_b), num_a))
     misses = 0
     for order in orders:
@@ -155,6 +155,7 @@ def test_swapping_the_sides_inverts_the_ratio(num_runs):
         ((0.90, 1.10), "ambiguous"),
         ((1 / 1.03, 1.03), "same"),
         ((1.03, 1.10), "ambiguous"),
+        ((0.90, 0.9705), "faster"),  # the band ends at 1 / 1.03 = 0.9709, not at 0.97
     ],
 )
 def test_the_verdict_needs_the_whole_interval(interval, expected):

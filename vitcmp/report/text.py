@@ -20,7 +20,7 @@ def number(value: float | None, *, digits: int = 4, like: float | None = None) -
     """Returns the value to so many digits and without an exponent, or to the decimals that `like` would get."""
     if value is None:
         return UNKNOWN
-    size = abs(value if like is None else like)
+    size = float(f"{abs(value if like is None else like):.{digits}g}")  # 9.9999 is 10.00
     decimals = max(0, digits - 1 - math.floor(math.log10(size))) if size > 0 else 0
     return f"{value:.{decimals}f}"
 
