@@ -175,6 +175,9 @@ class ForwardStep:
             logits = self.compiled(*self.inputs)
         logits.block_until_ready()
 
+    def result(self) -> np.ndarray:
+        return _wide(self.compiled(*self.inputs))
+
 
 class TrainStep:
     """One AdamW step on one batch, its state donated so that it is updated in place."""
@@ -196,6 +199,14 @@ class TrainStep:
         for _ in range(num_calls):
             self.state, loss = self.compiled(self.state, *self.batch)
         loss.block_until_ready()
+
+    def result(self) -> np.ndarray:
+        self.state, loss = self.compiled(self.state, *self.batch)
+        return _wide(loss)
+
+
+def _wide(array: jax.Array) -> np.ndarray:
+    return np.asarray(array.astype(jnp.promote_types(array.dtype, jnp.float32)))
 
 
 def _rounded(array: np.ndarray, dtype: jnp.dtype) -> np.ndarray:

@@ -116,7 +116,7 @@ class TorchBackend:
         model.eval()
         with torch.inference_mode():
             model(self._put(images, model), out)
-        return {name: x.to(torch.promote_types(x.dtype, torch.float32)).cpu().numpy() for name, x in out.items()}
+        return {name: _wide(x) for name, x in out.items()}
 
     def _put(self, images: np.ndarray, model: nn.Module) -> torch.Tensor:
         nchw = torch.from_numpy(np.ascontiguousarray(np.asarray(images).transpose(0, 3, 1, 2)))
@@ -175,6 +175,9 @@ class Step:
             self.run(*self.batch)
         self._wait()
 
+    def result(self) -> np.ndarray:
+        return _wide(self.run(*self.batch))
+
     def _wait(self) -> None:
         if self.batch[0].is_cuda:
             torch.cuda.synchronize(self.batch[0].device)
@@ -184,6 +187,10 @@ def _compiler(mode: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     if mode == "eager":
         return lambda function: function
     return lambda function: torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
+
+
+def _wide(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32)).numpy()
 
 
 def _cache_state() -> str:

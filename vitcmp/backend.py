@@ -60,6 +60,9 @@ class Step(Protocol):
     def queue(self, num_calls: int) -> None:
         """Runs the step `num_calls` times and waits for the device once, at the end."""
 
+    def result(self) -> np.ndarray:
+        """Runs the step once and returns what it computes: logits (b num_classes), or the loss of a train step."""
+
 
 class Backend(Protocol):
     """One framework on one device. Images are NHWC float arrays in [-1, 1]; labels are int class indices."""

@@ -67,6 +67,8 @@ def tolerance(numerics: str, spec: Spec | str | Mapping[str, Any]) -> float:
 def compare_outputs(a: Mapping[str, Any], b: Mapping[str, Any]) -> ParityResult:
     """Compares the logits of two records of one model, image and numerics; the order of the two makes no difference.
 
+    Of two train steps on one batch, the first loss is compared too, which the forward pass in training mode decides.
+
     Raises ValueError where the records are not of one model, image size, numerics and weights: outputs of different
     numerics are never compared with each other.
     """
@@ -81,7 +83,20 @@ def compare_outputs(a: Mapping[str, Any], b: Mapping[str, Any]) -> ParityResult:
     if outputs_a is None or outputs_b is None:
         absent = [record["case"]["backend"] for record in (a, b) if _last_output(record) is None]
         return ParityResult("missing", None, bound, f"no outputs of {' and '.join(absent)}")
-    return _compare(outputs_a, outputs_b, bound)
+    result = _compare(outputs_a, outputs_b, bound)
+    return _compare_losses(a, b, result, np.abs(outputs_a).max()) if result.status == "equal" else result
+
+
+def _compare_losses(a: Mapping[str, Any], b: Mapping[str, Any], result: ParityResult, largest: float) -> ParityResult:
+    """Adds the first loss of two train steps on one batch: it moves by twice what the logits move, at the most."""
+    losses = [record["outputs"].get("loss") for record in (a, b)]
+    if None in losses or a["case"]["batch_size"] != b["case"]["batch_size"]:
+        return result
+    assert result.bound is not None
+    error = abs(losses[0] - losses[1]) / (2 * largest)
+    if error <= result.bound:
+        return result
+    return ParityResult("differs", error, result.bound, f"the first loss: {losses[0]} and {losses[1]}")
 
 
 def _last_output(record: Mapping[str, Any]) -> np.ndarray | None:

@@ -25,6 +25,7 @@ from vitcmp.cases import PRESETS, Case, Grid, check_names, estimate_s, get_prese
 from vitcmp.checkpoints import weights_id
 from vitcmp.records import Record, RecordStore, latest
 from vitcmp.report.tables import print_report
+from vitcmp.report.text import duration
 from vitcmp.runner import Interrupt, Job, ProbeError, job_paths, plan_jobs, probe, run_jobs
 from vitcmp.specs import NAME_PATTERNS
 from vitcmp.stats import median
@@ -183,7 +184,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     total = len(plan.cases) * FLAGS.runs
     console.print(
         f"{len(plan.cases)} cases x {FLAGS.runs} run{'s' * (FLAGS.runs > 1)}, {total - len(plan.jobs)} already in "
-        f"{FLAGS.out}, {len(plan.jobs)} to run: about {format_duration(plan.estimate_s)}",
+        f"{FLAGS.out}, {len(plan.jobs)} to run: about {duration(plan.estimate_s)}",
         highlight=False,
     )
     if FLAGS.dry_run:
@@ -265,12 +266,6 @@ def make_progress(console: Console) -> Progress:
         console=console,
         refresh_per_second=1,
     )
-
-
-def format_duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

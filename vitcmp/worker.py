@@ -92,46 +92,79 @@ def classify(error: BaseException) -> str:
 
 def _measure(case: Case, weights_path: str | None, record: Record, stages: Stages) -> None:
     spec = case.resolve_spec()
+    backend = _open_backend(case, spec, record, stages)
+    with backend.numerics(case.numerics) as effective:
+        record["effective"] = {**effective, "attention": case.attention, "num_threads": case.num_threads}
+        with stages.stage("weights"):
+            model = _load_model(backend, case, spec, weights_path)
+        record["num_params"] = count_params(spec)
+        with stages.stage("flops"):
+            record["flops"] = _count_flops(backend, spec, case)
+        step = _compile(backend, model, case, spec, record, stages)
+        _time(step, case, record, stages)
+        with stages.stage("memory"):
+            record["memory"] = backend.memory(model, step)
+
+
+def _open_backend(case: Case, spec: Spec, record: Record, stages: Stages) -> Backend:
     axes = {name: getattr(case, name) for name in ("platform", "backend", "numerics", "attention", "mode")}
     if reason := why_unsupported(spec, **axes):
         raise Unsupported(reason)
     with stages.stage("import"):
         backend = load_backend(case.backend, platform=case.platform)
         device = backend.describe()
-        record["device"] = vars(device)
+    record["device"] = vars(device)
     if (device.name, device.num_threads) != (case.device_name, case.num_threads):
         raise Unsupported(
             f"the case is for {case.device_name} x {case.num_threads}, this is {device.name} x {device.num_threads}"
         )
-    with backend.numerics(case.numerics) as effective:
-        record["effective"] = {**effective, "attention": case.attention, "num_threads": device.num_threads}
-        with stages.stage("weights"):
-            weights = init_weights(spec) if weights_path is None else load_weights(weights_path, spec)
-            model = backend.load(
-                backend.build(spec, attention=case.attention), weights, numerics=case.numerics, layout=case.layout
-            )
-        record["num_params"] = count_params(spec)
+    return backend
+
+
+def _load_model(backend: Backend, case: Case, spec: Spec, weights_path: str | None) -> Any:
+    weights = init_weights(spec) if weights_path is None else load_weights(weights_path, spec)
+    model = backend.build(spec, attention=case.attention)
+    return backend.load(model, weights, numerics=case.numerics, layout=case.layout)
+
+
+def _compile(backend: Backend, model: Any, case: Case, spec: Spec, record: Record, stages: Stages) -> Step:
+    """Compiles the step, and keeps what it computes. A train step keeps the logits of before it, and its first loss."""
+    images, labels = _draw_batch(spec, case.batch_size)
+    outputs: dict[str, Any] = {}
+    if case.mode == "train":
         with stages.stage("outputs"):
-            record["outputs"] = _photo_outputs(backend, model, spec)
-        with stages.stage("flops"):
-            record["flops"] = _count_flops(backend, spec, case)
-        del weights
-        with stages.stage("compile"):
-            step = _compile(backend, model, spec, case)
-            record["compile_s"], record["compile_cache"] = step.compile_s, step.compile_cache
-        _time(step, case, record, stages)
-        with stages.stage("memory"):
-            record["memory"] = backend.memory(model, step)
+            outputs = _describe_outputs(spec, backend.outputs(model, images[:1])["logits"])
+    with stages.stage("compile"):
+        step = backend.compile(model, images, labels, mode=case.mode, compile=case.compile)
+        record["compile_s"], record["compile_cache"] = step.compile_s, step.compile_cache
+    with stages.stage("parity"):
+        result = step.result()
+    if case.mode == "train":
+        record["outputs"] = {**outputs, "loss": _finite("the loss", result)[0]}
+    else:
+        record["outputs"] = _describe_outputs(spec, result[:1])
+    return step
 
 
-def _photo_outputs(backend: Backend, model: Any, spec: Spec) -> dict[str, Any]:
-    """Runs the shipped photograph, for parity: 8 digits of what the model ends in."""
-    outputs = backend.outputs(model, load_photo(spec.image_size))
-    name = "logits" if "logits" in outputs else "pre_logits"
-    values = outputs[name].astype(np.float64)
+def _draw_batch(spec: Spec, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images, the shipped photograph first and noise after it, and the labels of the timed step."""
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (batch_size, *spec.image_size, 3)).astype(np.float32)
+    images[0] = load_photo(spec.image_size)[0]
+    return images, rng.integers(0, max(spec.num_classes, 1), batch_size)
+
+
+def _describe_outputs(spec: Spec, values: np.ndarray) -> dict[str, Any]:
+    """Keeps what the model ends in for the photograph, from the very program that is timed, for parity."""
+    name = "logits" if spec.num_classes else "pre_logits"
+    return {name: _finite(f"{name} of the photograph", values), "shape": list(values.shape)}
+
+
+def _finite(name: str, values: np.ndarray) -> list[float]:
+    """Returns the values to 8 digits; raises where one is not finite."""
     if not np.isfinite(values).all():
-        raise FloatingPointError(f"{name} of the photograph are not finite: these numerics overflow in this model")
-    return {name: [float(f"{value:.8g}") for value in values.ravel()], "shape": list(values.shape)}
+        raise FloatingPointError(f"{name}: not finite, these numerics overflow in this model")
+    return [float(f"{value:.8g}") for value in values.astype(np.float64).ravel()]
 
 
 def _count_flops(backend: Backend, spec: Spec, case: Case) -> dict[str, Any]:
@@ -142,13 +175,6 @@ def _count_flops(backend: Backend, spec: Spec, case: Case) -> dict[str, Any]:
         "by_kind": forward.by_kind,
         "step": count_flops(spec, mode=case.mode).total * case.batch_size,
     }
-
-
-def _compile(backend: Backend, model: Any, spec: Spec, case: Case) -> Step:
-    rng = np.random.default_rng(0)
-    images = rng.uniform(-1, 1, (case.batch_size, *spec.image_size, 3)).astype(np.float32)
-    labels = rng.integers(0, max(spec.num_classes, 1), case.batch_size)
-    return backend.compile(model, images, labels, mode=case.mode, compile=case.compile)
 
 
 def _time(step: Step, case: Case, record: Record, stages: Stages) -> None:

@@ -187,3 +187,13 @@ def test_the_bound_of_float32_catches_a_wrong_gelu_and_a_wrong_eps(family, fault
     fault = fault.replace("1e-5", "1e-6") if family == "resnet" else fault
     error = relative_error(outputs("torch", f"{model},{fault}"), outputs("torch", model))
     assert error > 2 * (tolerance("float32", model) + STORED)
+
+
+def test_a_train_step_is_compared_by_its_first_loss_too():
+    sides = [record(backend, mode="train", batch_size=2) for backend in ("jax", "torch")]
+    for side, loss in zip(sides, (7.0, 7.0), strict=True):
+        side["outputs"]["loss"] = loss
+    assert compare_outputs(*sides).status == "equal"
+    sides[1]["outputs"]["loss"] = 7.001
+    result = compare_outputs(*sides)
+    assert result.status == "differs" and "7.001" in result.note

@@ -85,6 +85,9 @@ class FakeStep:
     def queue(self, num_calls: int) -> None:
         time.sleep(0.0002 * num_calls)
 
+    def result(self) -> np.ndarray:
+        return np.ones((2, 10), np.float32)
+
 
 class FakeBackend:
     """Ten lines that drive the worker and the timing loop; `fail_at` names a method that raises `error`."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.harness.fakes import FakeBackend, make_case
+from tests.harness.fakes import FakeBackend, FakeStep, make_case
 from vitcmp import worker
 from vitcmp.backend import Unsupported
 from vitcmp.records import validate_record
@@ -29,7 +29,7 @@ def test_a_ten_line_backend_drives_a_whole_measurement(backend):
     assert record["outputs"]["shape"] == [1, 10]
     assert record["flops"]["step"] == 2 * record["flops"]["analytic"]
     assert list(record["stages_s"]) == [
-        "import", "weights", "outputs", "flops", "compile", "warmup", "latency", "throughput", "memory",
+        "import", "weights", "flops", "compile", "parity", "warmup", "latency", "throughput", "memory",
     ]  # fmt: skip
 
 
@@ -68,10 +68,9 @@ def test_a_case_of_another_device_is_refused(backend):
     assert record["status"] == "unsupported" and "another" in record["error"]["message"]
 
 
-def test_outputs_that_are_not_finite_are_an_error_and_not_a_result(backend):
-    fake = FakeBackend()
-    fake.outputs = lambda model, images: {"logits": np.full((1, 10), np.inf)}
-    backend(fake)
+def test_outputs_that_are_not_finite_are_an_error_and_not_a_result(backend, monkeypatch):
+    monkeypatch.setattr(FakeStep, "result", lambda self: np.full((2, 10), np.inf))
+    backend(FakeBackend())
     record = worker.measure(make_case(), 0, None)
     assert record["status"] == "error" and "finite" in record["error"]["message"]
 

@@ -128,7 +128,7 @@ def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
         f"Runs (fresh processes) a side: {' to '.join(str(count) for count in dict.fromkeys((runs[0], runs[-1])))}.",
     ]
     if comparisons[0].jax.case["mode"] == "train":
-        notes[0] += " The train step itself is not compared here."
+        notes[0] += " Of a train step also its first loss; gradients are compared in the tests only."
     if runs[0] == 1:
         notes[-1] += " With one, what differs between processes is outside the interval: --runs 5 brings it in."
     if gaps:
