@@ -2,7 +2,7 @@
 
 Command: python -m experiments.repeat --backend torch            (about 4 minutes on a 2-core CPU)
 Expected: all medians of process CPU time agree within 3 %; where others use the cores, wall time need not.
-Outputs: records under --out/first and --out/second, and a table of second / first. The same command goes on after a stop.
+Outputs: records under --out/first and --out/second, and a table of second / first. It goes on after a stop.
 """
 
 import subprocess
@@ -61,6 +61,10 @@ def compare(first: dict[tuple[str, int], Record], second: dict[tuple[str, int], 
 def _ratio(pair: tuple[Record, Record], clock: str) -> Estimate:
     first, second = (record["latency"][clock] for record in pair)
     return ratio_interval([second], [first])
+
+
+def _words(ratio: Estimate) -> str:
+    return f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
 
 
 if __name__ == "__main__":
