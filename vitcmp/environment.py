@@ -21,6 +21,7 @@ FLAG_PREFIXES = (
     "XLA_",
     "JAX_",
     "OMP_",
+    "GOMP_",
     "MKL_",
     "KMP_",
     "TORCH",

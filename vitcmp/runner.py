@@ -232,14 +232,20 @@ def job_paths(job: Job, folder: Path) -> tuple[Path, Path]:
 
 
 def child_env(case: Case | None, *, platform: str | None = None) -> dict[str, str]:
-    """One thread count for both frameworks, threads that do not spin, no network, and JAX memory as it is used."""
+    """One thread count for both frameworks, threads that hardly spin, no network, and JAX memory as it is used.
+
+    Threads of OpenMP that spin while they wait make timings 5 to 50 times worse where others use the cores. Without any
+    spinning torch is 1.4x slower on a quiet machine (ViT-Ti, 21.2 ms for 15.2); 1000 rounds, some microseconds, are
+    enough for its full speed (experiments/LOG.md).
+    """
     threads = str((case.num_threads if case else None) or num_cpus())
     env = {
         **os.environ,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OMP_WAIT_POLICY": "PASSIVE",
-        "KMP_BLOCKTIME": "0",
+        "GOMP_SPINCOUNT": "1000",
+        "KMP_BLOCKTIME": "1",  # the same for Intel's OpenMP, in milliseconds
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1"),
         "PYTHONUNBUFFERED": "1",
