@@ -181,6 +181,8 @@ def show_plan(console: Console, plan: Plan) -> None:
         threads = f", {device.num_threads} threads" if device.num_threads else ""
         versions = ", ".join(f"{name} {version}" for name, version in device.versions.items() if len(version) < 30)
         console.print(f"[bold]{backend}[/] on {device.name} ({device.platform}{threads}); {versions}", highlight=False)
+    if len({device.name for device in plan.devices.values()}) > 1:
+        console.print("[yellow]The backends found different devices: none of their points can be compared.[/]")
     total = len(plan.cases) * FLAGS.runs
     console.print(
         f"{len(plan.cases)} cases x {FLAGS.runs} run{'s' * (FLAGS.runs > 1)}, {total - len(plan.jobs)} already in "
