@@ -51,10 +51,8 @@ def compare(first: dict[tuple[str, int], Record], second: dict[tuple[str, int], 
         cpu = _ratio(pair, "cpu_s")
         worst = max(worst, abs(cpu.value - 1))
         others = ", ".join(f"{100 * record['contention']['others_cpu_share']:.0f}" for record in pair)
-        wall, cpu = (
-            f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]" for ratio in (_ratio(pair, "wall_s"), cpu)
-        )
-        table.add_row(Case.from_json(first[key]["case"]).describe(), wall, cpu, others)
+        wall = _ratio(pair, "wall_s")
+        table.add_row(Case.from_json(pair[0]["case"]).describe(), _words(wall), _words(cpu), others)
     return table, worst
 
 

@@ -79,6 +79,8 @@ def main(argv: Sequence[str]) -> int:
         store = RecordStore(FLAGS.out).open()
         with store.lock():
             plan = make_plan(store)
+            for note in store.notes:
+                console.print(note, style="yellow", highlight=False, markup=False)
             show_plan(console, plan)
             if FLAGS.dry_run:
                 return 0
