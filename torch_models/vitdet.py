@@ -13,8 +13,6 @@ from torch_models.vit import AttentionPool, PatchEmbed
 from vitcmp.params import sincos2d
 from vitcmp.specs import ViTDetSpec
 
-NECK_EPS = 1e-6  # SAM's LayerNorm2d
-
 
 def window_partition(x: torch.Tensor, window: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
     """Cuts a grid into windows, padded with zeros at its bottom and right to whole ones: (b h w d) -> (g wh ww d).
@@ -112,9 +110,9 @@ class ViTDet(nn.Module):
         self.blocks = nn.ModuleList([WindowBlock(spec, spec.window_of(i), kernel=attention) for i in range(spec.depth)])
         width = spec.neck_dim or spec.width
         if spec.neck_dim:
-            self.neck = nn.ModuleList(make_neck(spec.width, spec.neck_dim))
+            self.neck = nn.ModuleList(make_neck(spec))
         else:
-            self.norm = LayerNorm(spec.width, eps=spec.norm_eps)
+            self.norm = LayerNorm(spec.width, eps=spec.neck_eps)
         if spec.pool == "map":
             self.attn_pool = AttentionPool(spec, width, kernel=attention)
         if spec.rep_size:
@@ -154,11 +152,11 @@ class ViTDet(nn.Module):
         return tap(out, "logits", self.head(x)) if self.spec.num_classes else x
 
 
-def make_neck(width: int, neck_dim: int) -> list[nn.Module]:
+def make_neck(spec: ViTDetSpec) -> list[nn.Module]:
     """Returns the layers of SAM's neck (arXiv:2304.02643, appendix A): (b h w width) -> (b h w neck_dim)."""
     return [
-        Conv(width, neck_dim, kernel_size=1, use_bias=False),
-        LayerNorm(neck_dim, eps=NECK_EPS),
-        Conv(neck_dim, neck_dim, kernel_size=3, padding=1, use_bias=False),
-        LayerNorm(neck_dim, eps=NECK_EPS),
+        Conv(spec.width, spec.neck_dim, kernel_size=1, use_bias=False),
+        LayerNorm(spec.neck_dim, eps=spec.neck_eps),
+        Conv(spec.neck_dim, spec.neck_dim, kernel_size=3, padding=1, use_bias=False),
+        LayerNorm(spec.neck_dim, eps=spec.neck_eps),
     ]

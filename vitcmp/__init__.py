@@ -1,6 +1,7 @@
 """vitcmp compares vision backbones across JAX and PyTorch: the same models, the same weights, one sweep."""
 
 from vitcmp.api import forward
+from vitcmp.backend import Unsupported
 from vitcmp.checkpoints import load_weights, save_weights
 from vitcmp.flops import count_flops
 from vitcmp.params import count_params, expected_shapes, init_weights
@@ -8,6 +9,7 @@ from vitcmp.specs import get_spec
 
 __version__ = "0.1.0"
 __all__ = [
+    "Unsupported",
     "count_flops",
     "count_params",
     "expected_shapes",

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vitcmp.params import Weights
-from vitcmp.specs import Spec, did_you_mean
+from vitcmp.specs import Spec, ViTDetSpec, did_you_mean
 
 BACKENDS = ("jax", "torch")
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
@@ -108,6 +108,35 @@ def load_backend(name: str, *, platform: str = "auto") -> Backend:
     return module.make_backend(platform)
 
 
-def require_choice(argument: str, value: str, allowed: tuple[str, ...]) -> None:
+def require_choice(argument: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"unknown {argument} {value!r}{did_you_mean(value, allowed)}; allowed: {', '.join(allowed)}")
+
+
+def why_unsupported(
+    spec: Spec, *, platform: str, backend: str, numerics: str, attention: str | None, mode: str = "forward"
+) -> str | None:
+    """Returns why the device cannot have this, as far as it is known beforehand; None where it may.
+
+    torch: CUDA's flash and cuDNN kernels take 16-bit inputs, and flash takes no bias; the CPU has math and flash.
+    JAX: cuDNN's kernel is for NVIDIA GPUs and 16-bit inputs; Pallas' flash kernel is for TPUs.
+    """
+    if mode == "train" and numerics == "float16":
+        return "AdamW's eps of 1e-8 is 0 in float16, and the first step gives NaN: train in bfloat16_mixed"
+    if numerics == "tensorfloat32" and platform != "gpu":
+        return "tensorfloat32 exists on NVIDIA GPUs only"
+    if platform == "tpu" and numerics in ("float16", "float64"):
+        return f"TPUs have no {numerics}"
+    if attention is None:
+        return None
+    is_16_bit = NUMERICS[numerics][1] in ("bfloat16", "float16")
+    has_bias = isinstance(spec, ViTDetSpec) and spec.rel_pos
+    homes = {("torch", "mem_efficient"): "gpu", ("jax", "pallas"): "tpu"}
+    home = "gpu" if attention == "cudnn" else homes.get((backend, attention), platform)
+    if home != platform:
+        return f"{backend}'s {attention} attention runs on a {home} only, this is a {platform}"
+    if platform == "gpu" and attention in ("flash", "cudnn") and not is_16_bit:
+        return f"{attention} attention takes 16-bit inputs only, not {numerics}"
+    if platform == "gpu" and attention == "flash" and has_bias:
+        return "flash attention takes no bias, and rel_pos is one"
+    return None

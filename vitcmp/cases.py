@@ -8,10 +8,10 @@ import itertools
 import json
 from typing import Any
 
-from vitcmp.backend import ATTENTION, BACKENDS, COMPILE, LAYOUT, MODES, NUMERICS, Device
+from vitcmp.backend import ATTENTION, BACKENDS, COMPILE, LAYOUT, MODES, NUMERICS, Device, why_unsupported
 from vitcmp.flops import count_flops
 from vitcmp.records import METHOD_VERSION, SCHEMA, Record
-from vitcmp.specs import Spec, ViTDetSpec, ViTSpec, did_you_mean, format_image_size, get_spec, parse_image_size
+from vitcmp.specs import Spec, ViTSpec, did_you_mean, format_image_size, get_spec, parse_image_size
 
 SEED_WEIGHTS = "seed:0"
 # The sizes of "On the speed of ViTs and CNNs" (Beyer 2024), and its ViTDet: windows that divide the grid, no rel-pos.
@@ -249,35 +249,6 @@ def interleave(cases: list[Case]) -> list[Case]:
     for case in cases:
         order.setdefault((case.image_size, case.model, case.batch_size, case.mode, case.numerics), []).append(case)
     return list(itertools.chain.from_iterable(order.values()))
-
-
-def why_unsupported(
-    spec: Spec, *, platform: str, backend: str, numerics: str, attention: str | None, mode: str
-) -> str | None:
-    """Returns why the device cannot have this, as far as it is known beforehand; None where it may.
-
-    torch: CUDA's flash and cuDNN kernels take 16-bit inputs, and flash takes no bias; the CPU has math and flash.
-    JAX: cuDNN's kernel is for NVIDIA GPUs and 16-bit inputs; Pallas' flash kernel is for TPUs.
-    """
-    if mode == "train" and numerics == "float16":
-        return "AdamW's eps of 1e-8 is 0 in float16, and the first step gives NaN: train in bfloat16_mixed"
-    if numerics == "tensorfloat32" and platform != "gpu":
-        return "tensorfloat32 exists on NVIDIA GPUs only"
-    if platform == "tpu" and numerics in ("float16", "float64"):
-        return f"TPUs have no {numerics}"
-    if attention is None:
-        return None
-    is_16_bit = NUMERICS[numerics][1] in ("bfloat16", "float16")
-    has_bias = isinstance(spec, ViTDetSpec) and spec.rel_pos
-    homes = {("torch", "mem_efficient"): "gpu", ("jax", "pallas"): "tpu"}
-    home = "gpu" if attention == "cudnn" else homes.get((backend, attention), platform)
-    if home != platform:
-        return f"{backend}'s {attention} attention runs on a {home} only, this is a {platform}"
-    if platform == "gpu" and attention in ("flash", "cudnn") and not is_16_bit:
-        return f"{attention} attention takes 16-bit inputs only, not {numerics}"
-    if platform == "gpu" and attention == "flash" and has_bias:
-        return "flash attention takes no bias, and rel_pos is one"
-    return None
 
 
 def estimate_s(case: Case) -> float:

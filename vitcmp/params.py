@@ -50,6 +50,8 @@ def init_weights(spec: Spec | str, seed: int = 0) -> Weights:
     position embeddings and the layer scales are all drawn away from their usual 0 and 1, so that no layer is without
     effect and none of them can be wrong unseen. Each leaf has a stream of its own, seeded by its name.
     """
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed={seed!r} must be a whole number, 0 or more")
     return {
         name: _draw(leaf, np.random.default_rng([seed, zlib.crc32(name.encode())]))
         for name, leaf in expected_params(spec).items()
@@ -68,8 +70,23 @@ def sincos2d(grid_size: tuple[int, int], width: int, *, temperature: float = 10_
     return np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=-1)
 
 
+def require_arrays(weights: Mapping[str, np.ndarray], *, source: str = "weights") -> None:
+    """Raises ValueError where `weights` is not a dict of names to arrays of floats."""
+    if not isinstance(weights, Mapping):
+        raise ValueError(
+            f"{source} is a {type(weights).__name__}, expected a dict of names to arrays, as of load_weights"
+        )
+    kinds = {name: getattr(array, "dtype", type(array).__name__) for name, array in weights.items()}
+    wrong = [
+        f"{name} ({kind})" for name, kind in kinds.items() if not (isinstance(kind, np.dtype) and kind.kind in "fV")
+    ]
+    if wrong:
+        raise ValueError(f"{source}: expected numpy arrays of floats, got {', '.join(wrong)}")
+
+
 def check_weights(weights: Mapping[str, np.ndarray], spec: Spec | str, *, source: str = "weights") -> None:
     """Raises one ValueError that lists every missing, unexpected, misshapen and non-finite array."""
+    require_arrays(weights, source=source)
     shapes = expected_shapes(spec)
     faults = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in weights]
     for name, array in weights.items():

@@ -56,6 +56,12 @@ class Spec:
     num_classes: int = 1000  # 0 leaves the head out
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if hint is int and not isinstance(value, int | np.integer):
+                raise ValueError(f"{name}={value!r} must be a whole number")
+            if isinstance(value, list):  # a spec is hashable
+                object.__setattr__(self, name, tuple(value))
         self._check()
 
     def _check(self) -> None:
@@ -95,7 +101,7 @@ class ViTSpec(Spec):
         for name in ("width", "depth", "num_heads", "mlp_dim", "patch_size"):
             _require(self, name, getattr(self, name) >= 1, "1 or more")
         _require(self, "rep_size", self.rep_size >= 0, "0 (none), true (the width), or a width")
-        _require(self, "norm_eps", self.norm_eps > 0, "a positive number")
+        _require(self, "norm_eps", 0 < self.norm_eps < 1, "between 0 and 1")
         if self.width % self.num_heads:
             raise ValueError(f"width={self.width} is not divisible by num_heads={self.num_heads}")
         if self.pos_embed == "sincos2d" and (self.width % 4 or self.width < 8):
@@ -128,7 +134,10 @@ class ViTDetSpec(ViTSpec):
     3 and its released code); `"divide"` chooses for each axis the window in [window_size/2, window_size] that pads
     least, the largest where several do: with window_size=16 the windows of Beyer's article. Padded keys are attended
     to, as in the released code. `global_blocks` is a count, spaced evenly as in section 3, or the block indices
-    (`2+5+8+11`).
+    (`2+5+8+11`; `2+` for one).
+
+    `norm_eps` is 1e-6, as in the paper's and SAM's code; timm's samvit has 1e-5 in its blocks: `norm_eps=1e-5` equals
+    it, and `neck_dim=256,num_classes=0,norm_eps=1e-5` is its stock model.
     """
 
     family: ClassVar[str] = "vitdet"
@@ -138,11 +147,13 @@ class ViTDetSpec(ViTSpec):
     global_blocks: tuple[int, ...] | int = 4
     rel_pos: bool = True  # decomposed, arXiv:2112.01526, equation 4
     neck_dim: int = 0  # SAM's neck (arXiv:2304.02643): conv1x1, norm, conv3x3, norm; 0 ends in a LayerNorm
+    neck_eps: float = 1e-6  # of the neck's norms, or of the LayerNorm that is there instead
 
     def _check(self) -> None:
         super()._check()
         _require(self, "window_size", self.window_size >= 1, "1 or more")
         _require(self, "neck_dim", self.neck_dim >= 0, "0 (none) or more")
+        _require(self, "neck_eps", 0 < self.neck_eps < 1, "between 0 and 1")
         if self.pool == "map" and self.neck_dim % self.num_heads:
             raise ValueError(
                 f"neck_dim={self.neck_dim} is not divisible by num_heads={self.num_heads}, as pool=map needs"
@@ -181,7 +192,8 @@ class ResNetSpec(Spec):
         super()._check()
         _require(self, "depths", bool(self.depths) and min(self.depths) >= 1, "one count a stage, each 1 or more")
         _require(self, "width", self.width >= 1, "1 or more")
-        _require(self, "norm_eps", self.norm_eps > 0, "a positive number")
+        _require(self, "norm_momentum", 0 <= self.norm_momentum <= 1, "from 0 to 1")
+        _require(self, "norm_eps", 0 < self.norm_eps < 1, "between 0 and 1")
 
     @property
     def expansion(self) -> int:
@@ -204,8 +216,8 @@ class ConvNeXtSpec(Spec):
         super()._check()
         _require(self, "depths", bool(self.depths) and min(self.depths) >= 1, "one count a stage, each 1 or more")
         _require(self, "widths", bool(self.widths) and min(self.widths) >= 1, "one width a stage, each 1 or more")
-        _require(self, "kernel_size", self.kernel_size % 2 == 1, "an odd number")
-        _require(self, "norm_eps", self.norm_eps > 0, "a positive number")
+        _require(self, "kernel_size", self.kernel_size >= 1 and self.kernel_size % 2 == 1, "an odd number")
+        _require(self, "norm_eps", 0 < self.norm_eps < 1, "between 0 and 1")
         if len(self.depths) != len(self.widths):
             raise ValueError(f"depths={self.depths} and widths={self.widths} must have one entry a stage each")
 
@@ -226,39 +238,42 @@ NAMES = (
 def get_spec(name: str | Spec) -> Spec:
     """Returns the spec of `name`, with overrides as in `vitdet_b16:window_size=16,global_blocks=4,image_size=80x176`.
 
-    Values are written as in Python; tuples are joined by `x` or `+` (`depths=3x4x6x3`). A spec is returned as it is.
+    Values are written as in Python; tuples are joined by `x` or `+` (`depths=3x4x6x3`); of a field given twice the last
+    counts. A spec is returned as it is.
     Raises ValueError for an unknown name or field, with what is allowed and a did-you-mean, or for a bad value.
     """
     if isinstance(name, Spec):
         return name
+    if not isinstance(name, str):
+        raise ValueError(f"model {name!r} must be a name, such as 'vit_b16:pool=gap', or a spec")
     base, _, overrides = name.strip().partition(":")
     cls, fields = _named(base)
-    hints = get_type_hints(cls)
-    allowed = sorted(field.name for field in dataclasses.fields(cls))
-    for item in filter(None, overrides.split(",")):
-        field, equals, value = item.partition("=")
-        field = field.strip()
-        if not equals or field not in allowed:
-            raise ValueError(
-                f"model {name!r}: unknown field {item!r}{did_you_mean(field, allowed)}; "
-                f"write field=value, the fields of {base} are: {', '.join(allowed)}"
-            )
-        fields[field] = _parse_value(field, value.strip(), hints[field])
     try:
-        return cls(**fields)
+        return cls(**fields | _parse_overrides(cls, base, overrides))
     except ValueError as error:
         raise ValueError(f"model {name!r}: {error}") from None
+
+
+def _parse_overrides(cls: type[Spec], base: str, overrides: str) -> dict[str, Any]:
+    hints, parsed = get_type_hints(cls), {}
+    allowed = sorted(field.name for field in dataclasses.fields(cls))
+    for item in filter(None, overrides.split(",")):
+        field, equals, value = (part.strip() for part in item.partition("="))
+        if field not in allowed:
+            fields = f"the fields of {base} are: {', '.join(allowed)}"
+            raise ValueError(f"unknown field {item!r}{did_you_mean(field, allowed)}; write field=value, {fields}")
+        if not equals or not value:
+            raise ValueError(f"{field} has no value; write {field}=value")
+        parsed[field] = _parse_value(field, value, hints[field])
+    return parsed
 
 
 def parse_image_size(text: Any) -> tuple[int, int]:
     """Returns (height, width) in pixels from 224, "224", "80x176" or (80, 176)."""
     parts = text.split("x") if isinstance(text, str) else text
-    parts = [parts] if isinstance(parts, int | np.integer) else list(parts)
-    try:
-        sides = [int(part) for part in parts]
-    except (TypeError, ValueError):
-        sides = []
-    if len(sides) not in (1, 2) or any(side < 1 for side in sides):
+    parts = list(parts) if isinstance(parts, list | tuple) else [parts]
+    sides = [_whole(part) for part in parts]
+    if len(sides) not in (1, 2) or min(sides) < 1:
         raise ValueError(
             f"image_size={text!r} must be a side (224) or height x width (80x176), in pixels, each 1 or more"
         )
@@ -269,8 +284,9 @@ def format_image_size(size: tuple[int, int]) -> str:
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
-def did_you_mean(word: str, allowed: Any) -> str:
+def did_you_mean(word: Any, allowed: Any) -> str:
     """Returns "; did you mean 'x'?" for the nearest allowed word, or an empty string."""
+    word = str(word)
     names = [str(item) for item in allowed]
     same_letters = [name for name in names if name.lower() == word.lower()]
     close = same_letters or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
@@ -278,12 +294,12 @@ def did_you_mean(word: str, allowed: Any) -> str:
 
 
 def _named(base: str) -> tuple[type[Spec], dict[str, Any]]:
-    if match := re.fullmatch(r"(vit|vitdet)_([a-zA-Z]+|so400m)(\d+)", base):
+    if match := re.fullmatch(r"(vit|vitdet)_([a-zA-Z]+|so400m)([1-9][0-9]*)", base):
         family, size, patch = match.groups()
-        if size in VIT_SIZES and int(patch) > 0:
+        if size in VIT_SIZES:
             sizes = dict(zip(("width", "depth", "num_heads", "mlp_dim"), VIT_SIZES[size], strict=True))
             return (ViTSpec if family == "vit" else ViTDetSpec), {**sizes, "patch_size": int(patch)}
-    if (match := re.fullmatch(r"resnet(\d+)", base)) and int(match[1]) in RESNET_SIZES:
+    if (match := re.fullmatch(r"resnet([1-9][0-9]*)", base)) and int(match[1]) in RESNET_SIZES:
         block, depths = RESNET_SIZES[int(match[1])]
         return ResNetSpec, {"block": block, "depths": depths}
     if match := re.fullmatch(r"convnext_([a-z]+)", base):
@@ -308,14 +324,25 @@ def _parse_value(field: str, text: str, hint: Any) -> Any:
         return _number(field, text, float)
     if hint is int or (get_origin(hint) is not tuple and int in get_args(hint) and text.isdigit()):
         return _number(field, text, int)
-    return tuple(_number(field, part, int) for part in re.split(r"[x+]", text))
+    parts = text[:-1] if text.endswith("+") else text  # `2+` is the tuple of one
+    return tuple(_number(field, part, int) for part in re.split(r"[x+]", parts))
+
+
+def _whole(part: Any) -> int:
+    """Returns the number of pixels, or 0 for what is none."""
+    if isinstance(part, str):
+        return int(part) if re.fullmatch(r"\s*[0-9]+\s*", part) else 0
+    return int(part) if isinstance(part, int | np.integer) and not isinstance(part, bool) else 0
 
 
 def _number(field: str, text: str, kind: type) -> Any:
+    pattern = r"[0-9.]+(e[+-]?[0-9]+)?" if kind is float else "[0-9]+"
     try:
-        return kind(text)
-    except ValueError:
-        raise ValueError(f"{field}={text!r} must be {'a number' if kind is float else 'a whole number'}") from None
+        if re.fullmatch(pattern, text):
+            return kind(text)
+    except ValueError:  # such as 1.2.3
+        pass
+    raise ValueError(f"{field}={text!r} must be {'a number' if kind is float else 'a whole number'}, 0 or more")
 
 
 def _least_padding(length: int, window_size: int) -> int:

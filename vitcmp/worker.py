@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from vitcmp.backend import Backend, Step, Unsupported, load_backend
-from vitcmp.cases import Case, timestamp, why_unsupported
+from vitcmp.backend import Backend, Step, Unsupported, load_backend, why_unsupported
+from vitcmp.cases import Case, timestamp
 from vitcmp.checkpoints import load_weights
 from vitcmp.environment import HostMonitor, describe_environment, pin_cpus
 from vitcmp.flops import count_flops
