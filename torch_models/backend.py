@@ -67,7 +67,7 @@ class TorchBackend:
             raise Unsupported(
                 f"numerics=tensorfloat32: only NVIDIA GPUs since Ampere have it, this is a {self.platform}"
             )
-        cudnn = torch.backends.cudnn
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
         kept = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
         torch.set_float32_matmul_precision("high" if use_tf32 else "highest")
         cudnn.allow_tf32 = use_tf32
@@ -75,6 +75,8 @@ class TorchBackend:
         try:
             yield {
                 "float32_matmul_precision": torch.get_float32_matmul_precision(),
+                "allow_bf16_reduced_precision_reduction": matmul.allow_bf16_reduced_precision_reduction,
+                "allow_fp16_reduced_precision_reduction": matmul.allow_fp16_reduced_precision_reduction,
                 "cudnn_allow_tf32": cudnn.allow_tf32,
                 "cudnn_benchmark": cudnn.benchmark,
                 **self._errors(getattr(torch, NUMERICS[name][1])),
@@ -100,7 +102,9 @@ class TorchBackend:
         kernel = attention or ATTENTION["torch"][0]
         options = {"attention": kernel} if spec.family in ("vit", "vitdet") else {}
         with torch.device("meta"):
-            return MODELS[spec.family](spec, **options)
+            model = MODELS[spec.family](spec, **options)
+        model.attention = options.get("attention")
+        return model
 
     def load(self, model: nn.Module, weights: Weights, *, numerics: str, layout: str | None = None) -> nn.Module:
         param_dtype, compute_dtype = (getattr(torch, dtype) for dtype in NUMERICS[numerics])
@@ -125,10 +129,14 @@ class TorchBackend:
     def compile(self, model: nn.Module, images: np.ndarray, labels: np.ndarray, *, mode: str, compile: str) -> "Step":
         batch = self._put(images, model), torch.from_numpy(labels).to(self.device)
         if mode == "train":
-            return Step(make_train_step(model, optimizer="adamw", compile=_compiler(compile)), batch, compile)
-        model.eval()
-        forward = _compiler(compile)(model)
-        return Step(torch.inference_mode()(lambda images, labels: forward(images)), batch, compile)
+            run = make_train_step(model, optimizer="adamw", compile=_compiler(compile))
+        else:
+            forward = _compiler(compile)(model.eval())
+            run = torch.inference_mode()(lambda images, labels: forward(images))
+        step = Step(run, batch, compile)
+        if compile != "eager" and model.attention == "math":
+            _require_math(step)
+        return step
 
     def memory(self, model: nn.Module, step: "Step") -> dict[str, Any]:
         """Activation peak: what one call allocates beyond what was there before it; weights and inputs excluded."""
@@ -143,8 +151,7 @@ class TorchBackend:
         step()
         return {
             **parameters,
-            "activation_peak_bytes": torch.cuda.max_memory_allocated(self.device) - before,
-            "activation_source": "CUDA allocator, allocated",
+            **_cuda_activations(torch.cuda.max_memory_allocated(self.device) - before),
             "process_peak_bytes": torch.cuda.max_memory_reserved(self.device),
             "process_source": "CUDA allocator, reserved",
         }
@@ -160,9 +167,10 @@ class Step:
         self.run, self.batch = run, batch
         self.compile_s: float | None = None
         self.compile_cache: str | None = None
+        self.first: np.ndarray | None = None
         if compile != "eager":
             start = time.perf_counter()
-            self()
+            self.first = _wide(self.run(*self.batch))  # of a train step, the loss before any update
             self.compile_s = time.perf_counter() - start
             self.compile_cache = _cache_state()
 
@@ -176,7 +184,8 @@ class Step:
         self._wait()
 
     def result(self) -> np.ndarray:
-        return _wide(self.run(*self.batch))
+        first, self.first = self.first, None
+        return _wide(self.run(*self.batch)) if first is None else first
 
     def _wait(self) -> None:
         if self.batch[0].is_cuda:
@@ -193,10 +202,26 @@ def _wide(tensor: torch.Tensor) -> np.ndarray:
     return tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32)).numpy()
 
 
+def _require_math(step: Step) -> None:
+    """Raises Unsupported where inductor has put a fused kernel in the place of math attention, as its patterns do."""
+    with torch.profiler.profile() as profile:
+        step()
+    ran = {event.name for event in profile.events() if "scaled_dot_product" in event.name}
+    if fused := ran - {"aten::scaled_dot_product_attention", "aten::_scaled_dot_product_attention_math"}:
+        raise Unsupported(f"torch.compile runs {', '.join(sorted(fused))} in the place of math attention")
+
+
 def _cache_state() -> str:
     from torch._dynamo.utils import counters  # here, because dynamo alone takes seconds to import
 
     return "warm" if counters["inductor"]["fxgraph_cache_hit"] else "cold"
+
+
+def _cuda_activations(num_bytes: int) -> dict[str, Any]:
+    """Names the figure; a replayed CUDA graph allocates nothing, because its pool was taken when it was captured."""
+    if num_bytes > 0:
+        return {"activation_peak_bytes": num_bytes, "activation_source": "CUDA allocator, allocated"}
+    return {"activation_peak_bytes": None, "activation_source": "unknown: a CUDA graph has its pool already"}
 
 
 def _cpu_peak_bytes(step: Step) -> int:

@@ -34,10 +34,10 @@ def make_train_step(
     loss = compile(lambda images, labels: loss_fn(model, images, labels))
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        update_rule.zero_grad(set_to_none=True)
         value = loss(images, labels)
         value.backward()
         update_rule.step()
+        update_rule.zero_grad(set_to_none=True)  # at the end: between steps there are no gradients in memory
         return value.detach()
 
     return step

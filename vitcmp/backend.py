@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vitcmp.params import Weights
-from vitcmp.specs import Spec, ViTDetSpec, did_you_mean
+from vitcmp.specs import Spec, ViTDetSpec, ViTSpec, did_you_mean
 
 BACKENDS = ("jax", "torch")
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
@@ -135,8 +135,17 @@ def why_unsupported(
     home = "gpu" if attention == "cudnn" else homes.get((backend, attention), platform)
     if home != platform:
         return f"{backend}'s {attention} attention runs on a {home} only, this is a {platform}"
+    if attention == "pallas" and isinstance(spec, ViTSpec) and (lengths := _odd_lengths(spec)):
+        return f"pallas attention takes multiples of 128 tokens, this model has {', '.join(map(str, lengths))}"
     if platform == "gpu" and attention in ("flash", "cudnn") and not is_16_bit:
         return f"{attention} attention takes 16-bit inputs only, not {numerics}"
     if platform == "gpu" and attention == "flash" and has_bias:
         return "flash attention takes no bias, and rel_pos is one"
     return None
+
+
+def _odd_lengths(spec: ViTSpec) -> list[int]:
+    """Returns the lengths of the model's attentions that are no multiple of 128; a MAP head has one query."""
+    windows = [spec.window_of(i) for i in range(spec.depth)] if isinstance(spec, ViTDetSpec) else [None]
+    lengths = {window[0] * window[1] if window else spec.num_tokens for window in windows}
+    return sorted(length for length in lengths | ({1} if spec.pool == "map" else set()) if length % 128)

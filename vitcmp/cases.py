@@ -101,7 +101,7 @@ class Grid:
     mode: str = "forward"
     weights: str = SEED_WEIGHTS
     max_sampling_s: float = 20.0
-    is_filtered: bool = True  # leave out what the device is known not to have, unless it was asked for by name
+    named: tuple[str, ...] = ()  # axes that were asked for by name: what the device lacks there is not left out
 
 
 def _first(options: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -177,16 +177,12 @@ def check_names(grid: dict[str, Any], backends: tuple[str, ...]) -> None:
     for backend in backends:
         _check_choices(faults, "backend", [backend], BACKENDS)
     known = [backend for backend in backends if backend in BACKENDS]
+    empty = [axis for axis, values in grid.items() if values is not None and not values]
+    faults += [f"{axis} is empty: name one or more, joined by commas, or leave the flag out" for axis in empty]
     _check_choices(faults, "mode", [grid.get("mode") or "forward"], MODES)
     _check_choices(faults, "numerics", grid.get("numerics") or (), tuple(NUMERICS))
-    for axis, options in (("attention", ATTENTION), ("compile", COMPILE), ("layout", LAYOUT)):
-        offered = tuple(dict.fromkeys(itertools.chain.from_iterable(options[backend] for backend in known)))
-        _check_choices(faults, f"{axis} for {' and '.join(known)}", grid.get(axis) or (), offered)
-        for backend in known:
-            if grid.get(axis) and not set(grid[axis]) & set(options[backend]):
-                faults.append(
-                    f"{axis}={','.join(grid[axis])} leaves nothing for {backend}; it has: {', '.join(options[backend])}"
-                )
+    for axis, options in (("attention", ATTENTION), ("compile", COMPILE), ("layout", LAYOUT)) if known else ():
+        _check_settings(faults, axis, grid.get(axis) or (), {backend: options[backend] for backend in known})
     for text in grid.get("image_sizes") or ():
         _collect(faults, parse_image_size, text)
     for text in grid.get("batch_sizes") or ():
@@ -196,6 +192,15 @@ def check_names(grid: dict[str, Any], backends: tuple[str, ...]) -> None:
         _collect(faults, get_spec, model)
     if faults:
         raise ValueError("\n".join(dict.fromkeys(faults)))
+
+
+def _check_settings(faults: list[str], axis: str, values: Any, options: dict[str, tuple[str, ...]]) -> None:
+    """Checks an axis whose values are each framework's own: each is known to one, and each has one."""
+    offered = tuple(dict.fromkeys(itertools.chain.from_iterable(options.values())))
+    _check_choices(faults, f"{axis} for {' and '.join(options)}", values, offered)
+    for backend, names in options.items():
+        if values and not set(values) & set(names):
+            faults.append(f"{axis}={','.join(values)} leaves nothing for {backend}; it has: {', '.join(names)}")
 
 
 def make_cases(grid: Grid, backend: str, device: Device, *, framework_version: str) -> list[Case]:
@@ -215,9 +220,7 @@ def make_cases(grid: Grid, backend: str, device: Device, *, framework_version: s
         for kernel, compile, layout in itertools.product(
             attention, grid.compile[backend], _layouts(grid, backend, spec)
         ):
-            if grid.is_filtered and why_unsupported(
-                spec, platform=device.platform, backend=backend, numerics=numerics, attention=kernel, mode=grid.mode
-            ):
+            if _is_left_out(grid, spec, device.platform, backend, numerics, kernel):
                 continue
             case = Case(
                 backend=backend,
@@ -257,6 +260,14 @@ def estimate_s(case: Case) -> float:
     call_s = count_flops(case.resolve_spec(), mode=case.mode).total * case.batch_size / speed
     compile_s = {"jit": 2.0, "eager": 0.0, "default": 25.0, "reduce-overhead": 25.0}.get(case.compile, 90.0)
     return 3.0 + compile_s + 2 * min(max(30 * call_s, 1.5), case.max_sampling_s) + 10 * call_s
+
+
+def _is_left_out(grid: Grid, spec: Spec, platform: str, backend: str, numerics: str, attention: str | None) -> bool:
+    """Says whether the device is known not to have this, and nobody asked for it by name."""
+    axes = {"platform": platform, "backend": backend, "numerics": numerics, "mode": grid.mode}
+    if why_unsupported(spec, **axes, attention=None):
+        return "numerics" not in grid.named
+    return "attention" not in grid.named and why_unsupported(spec, **axes, attention=attention) is not None
 
 
 def _resize_spec(model: str, size: str) -> Spec:

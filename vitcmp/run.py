@@ -26,7 +26,7 @@ from vitcmp.checkpoints import weights_id
 from vitcmp.records import Record, RecordStore, latest
 from vitcmp.report.tables import print_report
 from vitcmp.report.text import duration
-from vitcmp.runner import Interrupt, Job, ProbeError, job_paths, plan_jobs, probe, run_jobs
+from vitcmp.runner import Interrupt, Job, ProbeError, job_log, plan_jobs, probe, run_jobs
 from vitcmp.specs import NAME_PATTERNS
 from vitcmp.stats import median
 
@@ -56,6 +56,7 @@ flags.DEFINE_integer("runs", 1, "Fresh processes a case; 3 or more give the spre
 flags.DEFINE_boolean("retry", False, "Run cases again whose last record is not ok.")
 flags.DEFINE_boolean("dry_run", False, "Show the plan, and run nothing.")
 FLAGS = flags.FLAGS
+MAX_TIMEOUT_S = 2e6  # what poll() takes, in milliseconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,16 +77,17 @@ def main(argv: Sequence[str]) -> int:
     console = Console(soft_wrap=False)
     try:
         check_flags(argv)
-        store = RecordStore(FLAGS.out).open()
-        with store.lock():
+        store = RecordStore(FLAGS.out)
+        if FLAGS.dry_run:
+            show_plan(console, make_plan(store))
+            return 0
+        with store.open().lock():
             plan = make_plan(store)
             for note in store.notes:
                 console.print(note, style="yellow", highlight=False, markup=False)
             show_plan(console, plan)
-            if FLAGS.dry_run:
-                return 0
             return sweep(console, plan, store)
-    except (ValueError, ProbeError) as error:
+    except (ValueError, ProbeError, OSError) as error:
         return fail(str(error))
     except KeyboardInterrupt:
         return 130
@@ -106,6 +108,8 @@ def check_flags(argv: Sequence[str]) -> None:
         value = getattr(FLAGS, name)
         if value is not None and not value > 0:
             faults.append(f"--{name}={value} must be more than 0")
+    if FLAGS.timeout_s > MAX_TIMEOUT_S:
+        faults.append(f"--timeout_s={FLAGS.timeout_s} must be {MAX_TIMEOUT_S:g} at most, three weeks")
     if FLAGS.weights and not FLAGS.models:
         faults.append("--weights needs --models: a checkpoint is of one kind of model")
     checks = (
@@ -149,9 +153,7 @@ def make_plan(store: RecordStore) -> Plan:
     devices, cases = {}, []
     axes = given_axes()
     for backend in dict.fromkeys(FLAGS.backend):
-        device = probe(
-            backend, FLAGS.device, folder=store.folder, weights_path=FLAGS.weights, models=axes["models"] or ()
-        )
+        device = probe(backend, FLAGS.device, weights_path=FLAGS.weights, models=axes["models"] or ())
         devices[backend] = device
         grid = override(get_preset(FLAGS.preset, device.platform), axes)
         cases += make_cases(grid, backend, device, framework_version=device.versions[backend])
@@ -174,8 +176,8 @@ def override(preset: Grid, axes: dict[str, Any]) -> Grid:
         given["mode"] = axes["mode"]
     if FLAGS.weights:
         given["weights"] = weights_id(FLAGS.weights)
-    is_filtered = not (axes["numerics"] or axes["attention"])
-    return dataclasses.replace(preset, **given, is_filtered=is_filtered)
+    named = tuple(axis for axis in ("numerics", "attention") if axes[axis])
+    return dataclasses.replace(preset, **given, named=named)
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -244,12 +246,13 @@ def exit_code(plan: Plan, records: list[Record]) -> int:
 
 
 def log_path(record: Record, store: RecordStore) -> Path:
-    return job_paths(Job(Case.from_json(record["case"]), record["run"]), store.folder)[0]
+    return job_log(Job(Case.from_json(record["case"]), record["run"]), store.folder)
 
 
 def describe_result(record: Record) -> str:
     if record["status"] != "ok":
-        message = (record["error"] or {}).get("message") or ""
+        error = record["error"] or {}
+        message = error.get("message") or error.get("type") or ""
         return f"{record['status']}: {message.splitlines()[0] if message else ''}"
     return f"ok, {1e3 * median(record['latency']['wall_s']):.4g} ms"
 
@@ -262,13 +265,17 @@ def make_progress(console: Console) -> Progress:
 
     return Progress(
         TextColumn("{task.fields[count]}", table_column=fixed()),
-        BarColumn(bar_width=16),
+        BarColumn(bar_width=12, table_column=Column(no_wrap=True, min_width=12)),
         TimeElapsedColumn(table_column=fixed()),
-        TextColumn("left", table_column=Column(no_wrap=True, min_width=4)),
+        TextColumn("gone,", table_column=Column(no_wrap=True, min_width=5)),
         TimeRemainingColumn(table_column=fixed()),
-        TextColumn("{task.fields[current]}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
+        TextColumn("left", table_column=Column(no_wrap=True, min_width=4)),
+        TextColumn(
+            "{task.fields[current]}", markup=False, table_column=Column(no_wrap=True, ratio=1, overflow="ellipsis")
+        ),
         console=console,
         refresh_per_second=1,
+        speed_estimate_period=1e9,  # over the whole sweep: a case takes seconds to minutes
     )
 
 

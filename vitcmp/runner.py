@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,14 +117,13 @@ def run_job(
     worker: tuple[str, ...] = WORKER,
 ) -> Record:
     """Runs one case in a child and returns its record, whatever became of the child."""
-    log, result = job_paths(job, folder)
+    log = job_log(job, folder)
+    log.parent.mkdir(parents=True, exist_ok=True)
     request = {"case": job.case.to_json(), "run": job.run, "weights_path": weights_path}
     record, kills = job.case.new_record(job.run), _oom_kills()
-    outcome = run_child(
-        worker, request, result=result, log=log, interrupt=interrupt, timeout_s=timeout_s, env=child_env(job.case)
-    )
+    outcome = run_child(worker, request, log=log, interrupt=interrupt, timeout_s=timeout_s, env=child_env(job.case))
     faults = [] if outcome.result is None else validate_record(outcome.result)
-    if outcome.result is not None and not faults and not interrupt.requested:
+    if outcome.result is not None and not faults:  # also where the stop or the time-out came after it was measured
         return outcome.result
     record["ended_at"] = timestamp()
     record["status"], message = _classify(outcome, interrupt, _oom_kills() > kills, timeout_s)
@@ -146,28 +146,27 @@ def run_child(
     worker: tuple[str, ...],
     request: dict[str, Any],
     *,
-    result: Path,
     log: Path,
     interrupt: Interrupt,
     timeout_s: float,
     env: dict[str, str],
 ) -> Outcome:
-    """Starts the worker in a process group of its own, waits for it without polling, and reads its result."""
-    for path in (result, log):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    result.unlink(missing_ok=True)
-    with log.open("wb") as log_file:
+    """Starts the worker in a process group of its own, waits for it without polling, and reads its result.
+
+    The result is left in the temporary folder, so that a full disk under the records does not lose it.
+    """
+    with tempfile.TemporaryDirectory(prefix="vitcmp-") as temporary, log.open("wb") as log_file:
+        result = Path(temporary) / "result.json"
+        request = {**request, "parent_pid": os.getpid(), "result": str(result)}
         child = subprocess.Popen(
             worker, stdin=subprocess.PIPE, stdout=log_file, stderr=log_file, env=env, start_new_session=True
         )
-    with _registered(interrupt, child):
-        assert child.stdin is not None
-        with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
-            stdin.write(json.dumps({**request, "parent_pid": os.getpid(), "result": str(result.absolute())}).encode())
-        timed_out = not wait_for_exit(child, timeout_s)
-        kill_group(child)  # also what the child itself started, such as compile workers
-        returncode = child.wait()
-    return Outcome(returncode, timed_out, _read_result(result))
+        with _registered(interrupt, child):
+            assert child.stdin is not None
+            with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
+                stdin.write(json.dumps(request).encode())
+            timed_out = not wait_for_exit(child, timeout_s)
+        return Outcome(child.returncode, timed_out, _read_result(result))
 
 
 @contextlib.contextmanager
@@ -178,17 +177,19 @@ def _registered(interrupt: Interrupt, child: subprocess.Popen) -> Iterator[None]
     try:
         yield
     finally:
-        kill_group(child)
-        interrupt.child = None
+        interrupt.child = None  # first: once it is waited for, its number may be another's
+        kill_group(child)  # also what the child itself started, such as compile workers
+        child.wait()
 
 
 def wait_for_exit(child: subprocess.Popen, timeout_s: float) -> bool:
     """Blocks until the child has exited; returns False if that takes longer than `timeout_s`."""
-    if not hasattr(os, "pidfd_open"):  # not Linux: subprocess polls, at most 20 times a second
+    try:
+        descriptor = os.pidfd_open(child.pid)
+    except (AttributeError, OSError):  # not Linux, or a sandbox without it: subprocess polls, up to 20 times a second
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout_s)
         return child.poll() is not None
-    descriptor = os.pidfd_open(child.pid)
     try:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
@@ -202,33 +203,26 @@ def kill_group(child: subprocess.Popen) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def probe(backend: str, platform: str, *, folder: Path, weights_path: str | None, models: tuple[str, ...]) -> Device:
+def probe(backend: str, platform: str, *, weights_path: str | None, models: tuple[str, ...]) -> Device:
     """Asks a child of the backend for its device, and whether the weights fit the models. Raises ProbeError."""
     request = {"backend": backend, "platform": platform, "weights_path": weights_path, "models": models}
-    log = folder / "logs" / f"probe-{backend}.log"
-    with Interrupt() as interrupt:
-        outcome = run_child(
-            WORKER,
-            {"probe": request},
-            result=folder / "work" / f"probe-{backend}.json",
-            log=log,
-            interrupt=interrupt,
-            timeout_s=300,
-            env=child_env(None, platform=platform),
-        )
+    env = child_env(None, platform=platform)
+    with Interrupt() as interrupt, tempfile.TemporaryDirectory(prefix="vitcmp-") as temporary:
+        log = Path(temporary) / "probe.log"
+        outcome = run_child(WORKER, {"probe": request}, log=log, interrupt=interrupt, timeout_s=300, env=env)
+        last_words = _tail(log)
     if interrupt.requested:
         raise KeyboardInterrupt
     if outcome.result is None:
-        raise ProbeError(f"backend={backend}: its process ended with exit code {outcome.returncode}:\n{_tail(log)}")
+        raise ProbeError(f"backend={backend}: its process ended with exit code {outcome.returncode}:\n{last_words}")
     if "error" in outcome.result:
         raise ProbeError(f"backend={backend}: {outcome.result['error']}")
     return Device(**outcome.result["device"])
 
 
-def job_paths(job: Job, folder: Path) -> tuple[Path, Path]:
-    """Returns the job's log, and the file that its child leaves its record in."""
-    name = f"{job.case.case_id[:16]}-run{job.run}"
-    return folder / "logs" / f"{name}.log", folder / "work" / f"{name}.json"
+def job_log(job: Job, folder: Path) -> Path:
+    """Returns the file that takes what the job's child prints."""
+    return folder / "logs" / f"{job.case.case_id[:16]}-run{job.run}.log"
 
 
 def child_env(case: Case | None, *, platform: str | None = None) -> dict[str, str]:
@@ -278,9 +272,7 @@ def _oom_kills() -> int:
 
 def _read_result(path: Path) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, ValueError):
-        result = json.loads(path.read_text())
-        path.unlink()
-        return result
+        return json.loads(path.read_text())
     return None
 
 

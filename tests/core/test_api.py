@@ -1,4 +1,4 @@
-"""vitcmp.forward and the spec strings: each wrong argument is one clear error; precision means the same on both sides."""
+"""vitcmp.forward and the spec strings: a wrong argument is one clear error; precision is the same on both sides."""
 
 import numpy as np
 import pytest

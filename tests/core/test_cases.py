@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from vitcmp.backend import ATTENTION, COMPILE, LAYOUT, NUMERICS, Device
+from vitcmp.backend import ATTENTION, COMPILE, LAYOUT, NUMERICS, Device, why_unsupported
 from vitcmp.cases import ARTICLE_SIZES, PRESETS, Grid, check_names, estimate_s, get_preset, interleave, make_cases
 from vitcmp.specs import get_spec
 
@@ -58,7 +58,7 @@ def test_a_preset_leaves_out_what_the_device_does_not_have_and_a_flag_asks_for_i
     if "numerics" in changes:
         grid = dataclasses.replace(grid, numerics=(changes["numerics"],))
     assert not any(matches(case) for case in make_cases(grid, backend, device, framework_version="1"))
-    asked = dataclasses.replace(grid, is_filtered=False)
+    asked = dataclasses.replace(grid, named=("numerics", "attention"))
     assert any(matches(case) for case in make_cases(asked, backend, device, framework_version="1"))
 
 
@@ -68,7 +68,7 @@ def test_a_model_without_attention_is_swept_once_and_a_vit_in_one_layout():
         attention=ATTENTION,
         layout=LAYOUT,
         models=("vit_ti16", "resnet18"),
-        is_filtered=False,
+        named=("numerics", "attention"),
     )
     cases = make(dataclasses.replace(grid, image_sizes=("64",)))
     vits = [case for case in cases if case.model == "vit_ti16"]
@@ -141,3 +141,20 @@ def test_an_estimate_grows_with_the_work_and_stays_under_the_caps():
         for size in ("64", "512")
     )
     assert 3 < estimate_s(small) < estimate_s(large) < 60
+
+
+def test_naming_the_numerics_does_not_bring_back_kernels_that_the_device_lacks():
+    grid = dataclasses.replace(get_preset("article", "cpu"), numerics=("float32",), named=("numerics",))
+    assert {case.attention for case in make(grid)} == {"math", "flash", None}
+
+
+@pytest.mark.parametrize("model", ["vit_b16", "vitdet_b16", "vit_b16:pool=map,image_size=256"])
+def test_the_pallas_kernel_is_unsupported_where_its_blocks_of_128_tokens_do_not_fit(model):
+    axes = {"platform": "tpu", "backend": "jax", "numerics": "bfloat16", "attention": "pallas"}
+    assert "multiples of 128" in why_unsupported(get_spec(model), **axes)
+    assert why_unsupported(get_spec("vit_b16:pool=gap,image_size=256"), **axes) is None
+
+
+def test_an_empty_list_is_an_error_and_not_the_preset():
+    with pytest.raises(ValueError, match="models is empty"):
+        check_names({"models": ()}, ("jax",))

@@ -171,3 +171,8 @@ def test_the_band_is_a_choice_and_is_symmetric():
 def test_what_is_no_interval_of_a_ratio_is_refused(interval):
     with pytest.raises(ValueError, match="must be"):
         verdict(interval)
+
+
+def test_the_interval_of_many_values_is_that_of_the_normal_approximation():
+    low, high = median_interval(np.arange(20_001) / 20_000)
+    assert high - low == pytest.approx(2 * 1.96 / 2 / 20_001**0.5, rel=0.01)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.harness.fakes import make_case, ok_record
 from vitcmp.records import RecordStore, validate_record
-from vitcmp.runner import Interrupt, Job, job_paths, plan_jobs, run_jobs
+from vitcmp.runner import Interrupt, Job, job_log, plan_jobs, run_jobs
 
 ROOT = Path(__file__).parents[2]
 FAKE_WORKER = (sys.executable, str(ROOT / "tests" / "harness" / "fakes.py"))
@@ -51,10 +51,9 @@ def test_every_end_of_a_child_is_a_record_and_the_sweep_goes_on(tmp_path, behavi
 
 def test_a_childs_last_words_are_in_its_record_and_its_log(tmp_path):
     (record,) = sweep(tmp_path, ["exit"])
-    log, result = job_paths(Job(make_case(compile="exit", batch_size=1), 0), tmp_path)
+    log = job_log(Job(make_case(compile="exit", batch_size=1), 0), tmp_path)
     assert "some last words" in record["error"]["traceback"]
     assert "some last words" in log.read_text()
-    assert not result.exists()
 
 
 def test_a_batch_size_is_never_changed(tmp_path):
@@ -77,6 +76,11 @@ def test_an_interrupt_ends_the_child_leaves_a_record_and_starts_nothing_more(tmp
     assert time.monotonic() - start < 60  # not a benchmark: the child sleeps for 600
     assert [record["status"] for record in records] == ["ok", "interrupted"]
     assert interrupt.signal_number == signal.SIGINT
+
+
+def test_what_was_measured_before_the_stop_is_kept(tmp_path):
+    (record,) = sweep(tmp_path, ["late"], timeout_s=5.0)
+    assert record["status"] == "ok"
 
 
 def test_interrupted_jobs_run_again_and_finished_ones_do_not():

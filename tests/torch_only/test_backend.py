@@ -1,5 +1,7 @@
 """What is particular to the torch backend: forced kernels, compilers, layouts, memory, restored settings."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -69,9 +71,33 @@ def test_every_kernel_of_the_cpu_computes_the_same(backend, kernel, mode):
 @pytest.mark.parametrize("spec", [SPEC, CNN], ids=["vit", "resnet"])
 @pytest.mark.parametrize("mode", ["forward", "train"])
 def test_the_compiler_runs_and_says_how_long_it_took(backend, spec, mode):
-    step = backend.compile(load(backend, spec), IMAGES, LABELS, mode=mode, compile="default")
+    model = load(backend, spec, attention="flash" if spec is SPEC else None)
+    step = backend.compile(model, IMAGES, LABELS, mode=mode, compile="default")
     step()
     assert step.compile_s > 0 and step.compile_cache in ("cold", "warm")
+
+
+@pytest.mark.slow
+def test_the_first_loss_of_a_compiled_train_step_is_of_before_the_first_update(backend):
+    losses = [
+        backend.compile(load(backend, CNN), IMAGES, LABELS, mode="train", compile=mode).result()
+        for mode in ("eager", "default")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_math_attention_is_math_or_unsupported_and_compiled_flash_is_flash(backend):
+    """torch 2.15 puts flash in the place of math on a CPU; where a release does not, the math must truly run."""
+
+    def kernels(kernel: str) -> set[str]:
+        model = load(backend, SPEC, attention=kernel)
+        step = backend.compile(model, IMAGES, LABELS, mode="forward", compile="default")
+        return {name for name in operators(lambda images: step(), None) if "flash" in name}
+
+    assert kernels("flash")
+    with contextlib.suppress(Unsupported):
+        assert not kernels("math")
 
 
 def test_eager_compiles_nothing_and_says_so(backend):

@@ -43,6 +43,8 @@ COMPARISON = (
     (Column("cpu", "CPU time"), Column("cpu_interval", "torch / JAX")),
 )
 
+TURN_S = 60.0  # sides that start this soon after one another took turns: between them lies the start of a process
+
 
 def comparison_table(records: Sequence[Record]) -> Group:
     """Shows, for every point that both frameworks have, whether outputs are equal, and if so the ratio of times.
@@ -120,7 +122,7 @@ def ratio_bounds(ratio: Estimate) -> str:
 def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
     """Says what the table stands on, and how far the two sides were apart in time."""
     runs = sorted({len(side.ok) for c in comparisons for side in (c.jax, c.torch)})
-    gaps = [c.gap_s for c in comparisons if c.gap_s > 0]
+    gaps = [c.gap_s for c in comparisons if c.gap_s > TURN_S]
     notes = [
         "outputs: logits of one photograph, same weights, evaluation mode; error: max |difference| / max |logit|; "
         "bound: what rounding can do.",
