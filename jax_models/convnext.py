@@ -49,6 +49,8 @@ class Head(nnx.Module):
 
 
 class ConvNeXt(nnx.Module):
+    """Stem, stages of blocks, mean pooling, norm and the head: (b h w 3) -> (b num_classes)."""
+
     def __init__(self, spec: ConvNeXtSpec) -> None:
         self.spec = spec
         width = spec.widths[0]

@@ -106,6 +106,8 @@ class LayerNorm(nnx.Module):
 
 
 class Mlp(nnx.Module):
+    """Two linear layers and a GELU between them: (... width) -> (... width)."""
+
     def __init__(self, width: int, mlp_dim: int, *, activation: str) -> None:
         self.activation = activation
         self.fc1 = Linear(width, mlp_dim)

@@ -83,6 +83,8 @@ def make_stage(spec: ResNetSpec, in_dim: int, stage: int) -> nnx.List:
 
 
 class ResNet(nnx.Module):
+    """Stem, stages of residual blocks, mean pooling and the head: (b h w 3) -> (b num_classes)."""
+
     def __init__(self, spec: ResNetSpec) -> None:
         self.spec = spec
         self.conv1 = Conv(3, spec.width, kernel_size=7, stride=2, padding=3, use_bias=False)

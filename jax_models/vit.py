@@ -76,6 +76,8 @@ class AttentionPool(nnx.Module):
 
 
 class ViT(nnx.Module):
+    """Patches, blocks, a last norm, pooling and the head: (b h w 3) -> (b num_classes)."""
+
     def __init__(self, spec: ViTSpec, *, attention: str) -> None:
         self.spec = spec
         self.patch_embed = PatchEmbed(spec)

@@ -97,6 +97,8 @@ class WindowBlock(nnx.Module):
 
 
 class ViTDet(nnx.Module):
+    """Patches, blocks on the grid, a last norm or SAM's neck, pooling and the head: (b h w 3) -> (b num_classes)."""
+
     def __init__(self, spec: ViTDetSpec, *, attention: str) -> None:
         self.spec = spec
         self.patch_embed = PatchEmbed(spec)

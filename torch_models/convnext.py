@@ -56,6 +56,8 @@ class Head(nn.Module):
 
 
 class ConvNeXt(nn.Module):
+    """Stem, stages of blocks, mean pooling, norm and the head: (b 3 h w) -> (b num_classes)."""
+
     def __init__(self, spec: ConvNeXtSpec) -> None:
         super().__init__()
         self.spec = spec

@@ -83,6 +83,8 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Mlp(nn.Module):
+    """Two linear layers and a GELU between them: (... width) -> (... width)."""
+
     def __init__(self, width: int, mlp_dim: int, *, activation: str) -> None:
         super().__init__()
         self.activation = activation

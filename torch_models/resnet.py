@@ -88,6 +88,8 @@ def make_stage(spec: ResNetSpec, in_dim: int, stage: int) -> nn.ModuleList:
 
 
 class ResNet(nn.Module):
+    """Stem, stages of residual blocks, mean pooling and the head: (b 3 h w) -> (b num_classes)."""
+
     def __init__(self, spec: ResNetSpec) -> None:
         super().__init__()
         self.spec = spec

@@ -79,6 +79,8 @@ class AttentionPool(nn.Module):
 
 
 class ViT(nn.Module):
+    """Patches, blocks, a last norm, pooling and the head: (b 3 h w) -> (b num_classes)."""
+
     def __init__(self, spec: ViTSpec, *, attention: str) -> None:
         super().__init__()
         self.spec = spec

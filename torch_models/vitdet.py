@@ -99,6 +99,8 @@ class WindowBlock(nn.Module):
 
 
 class ViTDet(nn.Module):
+    """Patches, blocks on the grid, a last norm or SAM's neck, pooling and the head: (b 3 h w) -> (b num_classes)."""
+
     def __init__(self, spec: ViTDetSpec, *, attention: str) -> None:
         super().__init__()
         self.spec = spec
