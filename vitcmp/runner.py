@@ -228,9 +228,9 @@ def job_log(job: Job, folder: Path) -> Path:
 def child_env(case: Case | None, *, platform: str | None = None) -> dict[str, str]:
     """One thread count for both frameworks, threads that hardly spin, no network, and JAX memory as it is used.
 
-    Threads of OpenMP that spin while they wait make timings 5 to 50 times worse where others use the cores. Without any
-    spinning torch is 1.4x slower on a quiet machine (ViT-Ti, 21.2 ms for 15.2); 1000 rounds, some microseconds, are
-    enough for its full speed (experiments/LOG.md).
+    Threads of OpenMP that spin for long while they wait make timings 9 times worse where others use the cores (100,000
+    rounds, 271 ms for 30). Without any spinning torch is 1.4x slower on a quiet machine (ViT-Ti, 21.2 ms for 15.2);
+    1000 rounds, some microseconds, are enough for its full speed (experiments/LOG.md).
     """
     threads = str((case.num_threads if case else None) or num_cpus())
     env = {
