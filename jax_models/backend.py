@@ -107,6 +107,9 @@ class JaxBackend:
         model.compute_dtype = jnp.dtype(compute_dtype)
         return load_params(model, model.spec, weights, dtype=jnp.dtype(param_dtype), device=self.device)
 
+    def count_params(self, model: nnx.Module) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
     def export(self, model: nnx.Module) -> Weights:
         return export_params(model, model.spec)
 

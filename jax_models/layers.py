@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 Outputs = dict[str, jax.Array]
+RelPosBias = tuple[jax.Array, jax.Array]  # (b k hw m) of the keys' rows m, (b k hw n) of their columns n
 
 
 def tap(out: Outputs | None, name: str, x: jax.Array) -> jax.Array:
@@ -21,16 +22,24 @@ def gelu(x: jax.Array, kind: str) -> jax.Array:
     return jax.nn.gelu(x, approximate=kind == "tanh")
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, kernel: str, bias: jax.Array | None = None) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, kernel: str, bias: RelPosBias | None = None) -> jax.Array:
     """Attends with exactly one kernel, `xla`, `cudnn` or `pallas` (TPU); raises where that kernel cannot run.
 
-    q, k, v: (b n k e); bias: (b k n n), added to the scaled logits. Returns (b n k e).
+    q, k, v: (b n k e); bias: the two terms of what is added to the scaled logits. Returns (b n k e).
     """
+    mask = None if bias is None else full_bias(bias)
     if kernel == "pallas":
-        return _attend_pallas(q, k, v, bias)
+        return _attend_pallas(q, k, v, mask)
     if kernel == "xla":
-        return _attend_xla(q, k, v, bias)
-    return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=kernel)
+        return _attend_xla(q, k, v, mask)
+    return jax.nn.dot_product_attention(q, k, v, bias=mask, implementation=kernel)
+
+
+def full_bias(bias: RelPosBias) -> jax.Array:
+    """Adds the two terms for every query and key: (b k hw m) and (b k hw n) -> (b k hw mn)."""
+    bias_h, bias_w = bias
+    terms = bias_h[..., :, None] + bias_w[..., None, :]
+    return terms.reshape(*terms.shape[:-2], -1)
 
 
 def _attend_xla(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models.layers import Conv, LayerNorm, Linear, Mlp, Outputs, attend, tap
+from jax_models.layers import Conv, LayerNorm, Linear, Mlp, Outputs, RelPosBias, attend, tap
 from jax_models.vit import AttentionPool, PatchEmbed
 from vitcmp.params import sincos2d
 from vitcmp.specs import ViTDetSpec
@@ -35,9 +35,10 @@ def window_unpartition(windows: jax.Array, padded_size: tuple[int, int], size: t
     return x.reshape(-1, ph, pw, d)[:, : size[0], : size[1]]
 
 
-def rel_pos_bias(q: jax.Array, rel_pos_h: jax.Array, rel_pos_w: jax.Array) -> jax.Array:
-    """Returns the bias (g k hw mn) of decomposed relative positions: q[h, w] times R_h[h - m] + R_w[w - n].
+def rel_pos_bias(q: jax.Array, rel_pos_h: jax.Array, rel_pos_w: jax.Array) -> RelPosBias:
+    """Returns the two terms of the decomposed relative positions' bias: (g k hw m) of the rows, (g k hw n) of columns.
 
+    The bias of query (h, w) and key (m, n) is q[h, w] times R_h[h - m], plus q[h, w] times R_w[w - n].
     q: (g h w k e), not divided by sqrt(e); rel_pos_h: (2 * height - 1, e), its row 0 for distance 1 - height;
     rel_pos_w: (2 * width - 1, e). arXiv:2112.01526, equations 3 and 4, but as in its released code: the paper divides
     the bias by sqrt(e) too.
@@ -47,7 +48,7 @@ def rel_pos_bias(q: jax.Array, rel_pos_h: jax.Array, rel_pos_w: jax.Array) -> ja
     rows, columns = i[:, None] - i + h - 1, j[:, None] - j + w - 1
     bias_h = jnp.einsum("ghwke,hme->gkhwm", q, rel_pos_h[rows])
     bias_w = jnp.einsum("ghwke,wne->gkhwn", q, rel_pos_w[columns])
-    return (bias_h[..., :, None] + bias_w[..., None, :]).reshape(g, k, h * w, h * w)
+    return bias_h.reshape(g, k, h * w, h), bias_w.reshape(g, k, h * w, w)
 
 
 class GridAttention(nnx.Module):

@@ -2,18 +2,18 @@
 
 import copy
 
-from vitcmp.records import SCHEMA
+from vitcmp.records import METHOD_VERSION, SCHEMA
 
 
 def make_record(case_number=0, run=0, status="ok", **changes):
     timings = {"wall_s": [0.011, 0.012], "cpu_s": [0.02, 0.021], "converged": False}
     case_keys = (
-        "backend model spec image_size batch_size mode numerics attention compile layout platform device_name "
-        "num_threads framework_version weights"
+        "backend model spec image_size batch_size mode numerics attention compile layout batch_norm platform "
+        "device_name num_threads framework_version weights"
     )
     return {
         "schema": SCHEMA,
-        "method_version": 1,
+        "method_version": METHOD_VERSION,
         "case_id": f"{case_number:064x}",
         "run": run,
         "status": status,

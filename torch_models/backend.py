@@ -112,6 +112,9 @@ class TorchBackend:
         load_params(model, model.spec, weights, dtype=param_dtype, device=self.device)
         return model.to(memory_format=model.memory_format)
 
+    def count_params(self, model: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in model.parameters())
+
     def export(self, model: nn.Module) -> Weights:
         return export_params(model, model.spec)
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Outputs = dict[str, torch.Tensor]
+RelPosBias = tuple[torch.Tensor, torch.Tensor]  # (b k hw m) of the keys' rows m, (b k hw n) of their columns n
 
 SDPA_BACKENDS = {
     "math": SDPBackend.MATH,
@@ -30,15 +31,22 @@ def gelu(x: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, kernel: str, bias: torch.Tensor | None = None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, kernel: str, bias: RelPosBias | None = None
 ) -> torch.Tensor:
     """Attends with exactly one kernel, `math`, `flash`, `mem_efficient` or `cudnn`; raises where it cannot run.
 
-    q, k, v: (b n k e); bias: (b k n n), added to the scaled logits. Returns (b n k e).
+    q, k, v: (b n k e); bias: the two terms of what is added to the scaled logits. Returns (b n k e).
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # torch: SDPA takes (b k n e)
     with sdpa_kernel(SDPA_BACKENDS[kernel]):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+        mask = None if bias is None else full_bias(bias)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def full_bias(bias: RelPosBias) -> torch.Tensor:
+    """Adds the two terms for every query and key: (b k hw m) and (b k hw n) -> (b k hw mn)."""
+    bias_h, bias_w = bias
+    return (bias_h[..., :, None] + bias_w[..., None, :]).flatten(-2)
 
 
 class Linear(nn.Linear):

@@ -24,13 +24,14 @@ NUMERICS: dict[str, tuple[str, str]] = {
 }
 # What each framework offers; the first is the default on every platform. ViTs only.
 ATTENTION: dict[str, tuple[str, ...]] = {
-    "jax": ("xla", "cudnn", "pallas"),
-    "torch": ("math", "flash", "mem_efficient", "cudnn"),
+    "jax": ("xla", "chunked", "cudnn", "pallas"),
+    "torch": ("math", "flash", "mem_efficient", "cudnn", "flex"),
 }
 COMPILE: dict[str, tuple[str, ...]] = {
     "jax": ("jit",),
-    "torch": ("eager", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "torch": ("eager", "cudagraphs", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
 }
+BATCH_NORM = ("kept", "folded")  # of models that have it; folded into the convolutions, forward only
 LAYOUT: dict[str, tuple[str, ...]] = {"jax": ("nhwc",), "torch": ("nchw", "channels_last")}
 
 
@@ -77,8 +78,15 @@ class Backend(Protocol):
     def build(self, spec: Spec, *, attention: str | None = None) -> Any:
         """Builds the model with no weights in memory."""
 
-    def load(self, model: Any, weights: Weights, *, numerics: str, layout: str | None = None) -> Any:
-        """Returns the model with canonical weights on the device, in the numerics' dtypes."""
+    def load(self, model: Any, weights: Weights | None, *, numerics: str, layout: str | None = None) -> Any:
+        """Returns the model with canonical weights on the device, in the numerics' dtypes.
+
+        A foreign model (`ForeignSpec`) takes the arrays of its own library by that library's names, or None: then it
+        is drawn by that library, from seed 0.
+        """
+
+    def count_params(self, model: Any) -> int:
+        """Counts the model's trainable parameters."""
 
     def export(self, model: Any) -> Weights:
         """Returns the model's weights by their canonical names, float32 at least."""

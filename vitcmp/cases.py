@@ -8,10 +8,19 @@ import itertools
 import json
 from typing import Any
 
-from vitcmp.backend import ATTENTION, BACKENDS, COMPILE, LAYOUT, MODES, NUMERICS, Device, why_unsupported
+from vitcmp.backend import ATTENTION, BACKENDS, BATCH_NORM, COMPILE, LAYOUT, MODES, NUMERICS, Device, why_unsupported
 from vitcmp.flops import count_flops
 from vitcmp.records import METHOD_VERSION, SCHEMA, Record
-from vitcmp.specs import Spec, ViTSpec, did_you_mean, format_image_size, get_spec, parse_image_size
+from vitcmp.specs import (
+    ForeignSpec,
+    ResNetSpec,
+    Spec,
+    ViTSpec,
+    did_you_mean,
+    format_image_size,
+    get_spec,
+    parse_image_size,
+)
 
 SEED_WEIGHTS = "seed:0"
 # The sizes of "On the speed of ViTs and CNNs" (Beyer 2024), and its ViTDet: windows that divide the grid, no rel-pos.
@@ -33,6 +42,7 @@ class Case:
     attention: str | None  # None for a model without attention
     compile: str
     layout: str
+    batch_norm: str | None = None  # kept or folded; None for a model that has none, and in records of method 1
     platform: str
     device_name: str
     num_threads: int | None  # None on an accelerator
@@ -84,7 +94,8 @@ class Case:
     @property
     def setting(self) -> str:
         """What of the case is a choice of how to compute, not of what."""
-        return " ".join(filter(None, (self.numerics, self.attention, self.compile, self.layout)))
+        is_folded = "folded" if self.batch_norm == "folded" else None
+        return " ".join(filter(None, (self.numerics, self.attention, self.compile, self.layout, is_folded)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +109,7 @@ class Grid:
     attention: dict[str, tuple[str, ...]]
     compile: dict[str, tuple[str, ...]]
     layout: dict[str, tuple[str, ...]]
+    batch_norm: tuple[str, ...] = BATCH_NORM[:1]
     mode: str = "forward"
     weights: str = SEED_WEIGHTS
     max_sampling_s: float = 20.0
@@ -181,6 +193,7 @@ def check_names(grid: dict[str, Any], backends: tuple[str, ...]) -> None:
     faults += [f"{axis} is empty: name one or more, joined by commas, or leave the flag out" for axis in empty]
     _check_choices(faults, "mode", [grid.get("mode") or "forward"], MODES)
     _check_choices(faults, "numerics", grid.get("numerics") or (), tuple(NUMERICS))
+    _check_choices(faults, "batch_norm", grid.get("batch_norm") or (), BATCH_NORM)
     for axis, options in (("attention", ATTENTION), ("compile", COMPILE), ("layout", LAYOUT)) if known else ():
         _check_settings(faults, axis, grid.get(axis) or (), {backend: options[backend] for backend in known})
     for text in grid.get("image_sizes") or ():
@@ -217,8 +230,8 @@ def make_cases(grid: Grid, backend: str, device: Device, *, framework_version: s
             faults.append(f"model {model!r}: num_classes=0 has no loss to train on")
         spec_json = {"family": spec.family, **json.loads(json.dumps(dataclasses.asdict(spec)))}
         attention = grid.attention[backend] if isinstance(spec, ViTSpec) else (None,)
-        for kernel, compile, layout in itertools.product(
-            attention, grid.compile[backend], _layouts(grid, backend, spec)
+        for kernel, compile, layout, batch_norm in itertools.product(
+            attention, grid.compile[backend], _layouts(grid, backend, spec), _batch_norms(grid, spec)
         ):
             if _is_left_out(grid, spec, device.platform, backend, numerics, kernel):
                 continue
@@ -233,6 +246,7 @@ def make_cases(grid: Grid, backend: str, device: Device, *, framework_version: s
                 attention=kernel,
                 compile=compile,
                 layout=layout,
+                batch_norm=batch_norm,
                 platform=device.platform,
                 device_name=device.name,
                 num_threads=device.num_threads,
@@ -257,7 +271,10 @@ def interleave(cases: list[Case]) -> list[Case]:
 def estimate_s(case: Case) -> float:
     """Guesses the seconds that a case takes: starting a process, compiling, and the samples of the stopping rule."""
     speed = {"cpu": 4e10 * (case.num_threads or 1)}.get(case.platform, 5e13)  # FLOP/s, a cautious share of the peak
-    call_s = count_flops(case.resolve_spec(), mode=case.mode).total * case.batch_size / speed
+    spec = case.resolve_spec()
+    if isinstance(spec, ForeignSpec):  # unknown until its library is asked: taken for a ViT-B
+        spec = get_spec(f"vit_b16:image_size={case.image_size}")
+    call_s = count_flops(spec, mode=case.mode).total * case.batch_size / speed
     compile_s = {"jit": 2.0, "eager": 0.0, "default": 25.0, "reduce-overhead": 25.0}.get(case.compile, 90.0)
     return 3.0 + compile_s + 2 * min(max(30 * call_s, 1.5), case.max_sampling_s) + 10 * call_s
 
@@ -280,6 +297,15 @@ def _resize_spec(model: str, size: str) -> Spec:
 def _layouts(grid: Grid, backend: str, spec: Spec) -> tuple[str, ...]:
     """A ViT has one convolution, its first: it is swept in one layout only."""
     return grid.layout[backend] if not isinstance(spec, ViTSpec) else grid.layout[backend][:1]
+
+
+def _batch_norms(grid: Grid, spec: Spec) -> tuple[str | None, ...]:
+    """A model without BatchNorm has no choice, and nothing is folded in training, unless that was asked for by name."""
+    if not isinstance(spec, ResNetSpec):
+        return (None,)
+    if grid.mode == "train" and "batch_norm" not in grid.named:
+        return BATCH_NORM[:1]
+    return grid.batch_norm
 
 
 def _check_choices(faults: list[str], argument: str, values: Any, allowed: tuple[str, ...]) -> None:

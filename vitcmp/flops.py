@@ -12,7 +12,17 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from vitcmp.backend import MODES, require_choice
-from vitcmp.specs import ConvNeXtSpec, ResNetSpec, Spec, ViTDetSpec, ViTSpec, get_spec, parse_image_size
+from vitcmp.specs import (
+    BiTSpec,
+    ConvNeXtSpec,
+    ForeignSpec,
+    ResNetSpec,
+    Spec,
+    ViTDetSpec,
+    ViTSpec,
+    get_spec,
+    parse_image_size,
+)
 
 Kind = Literal["patch_embed", "linear", "attention", "rel_pos", "convolution", "depthwise"]
 Counts = Iterator[tuple[Kind, int]]
@@ -36,13 +46,15 @@ def count_flops(spec: Spec | str, image_size: Any = None, *, mode: str = "forwar
     product costs its forward FLOPs twice more, once for the gradient of either factor, save in the first layer, whose
     gradient towards the image nobody needs. Nothing is recomputed (flash attention does), and the optimizer is left
     out. torch's own counter gives more for ConvNeXt's backward: it takes a depthwise convolution's for a dense one's.
-    Raises ValueError for an unknown mode, and for what get_spec refuses.
+    Raises ValueError for an unknown mode, for what get_spec refuses, and for a model of another library.
     """
     require_choice("mode", mode, MODES)
     spec = get_spec(spec)
     if image_size is not None:
         spec = dataclasses.replace(spec, image_size=parse_image_size(image_size))
-    families = {"vit": _vit, "vitdet": _vit, "resnet": _resnet, "convnext": _convnext}
+    if isinstance(spec, ForeignSpec):
+        raise ValueError(f"{spec.family}:{spec.name} has no analytic count; its backend's count_flops counts its graph")
+    families = {"vit": _vit, "vitdet": _vit, "resnet": _resnet, "bit": _bit, "convnext": _convnext}
     by_kind: Counter[str] = Counter()
     for i, (kind, flops) in enumerate(families[spec.family](spec)):  # type: ignore[operator]
         if mode == "train":
@@ -119,6 +131,23 @@ def _resnet(spec: ResNetSpec) -> Counts:
             if in_dim != out_dim:  # wherever the map is halved, too
                 yield _conv("convolution", size, 1, in_dim, out_dim)
             in_dim = out_dim
+    yield from _head(in_dim, 0, spec.num_classes)
+
+
+def _bit(spec: BiTSpec) -> Counts:
+    size = _halved(spec.image_size)
+    yield _conv("convolution", size, 7, 3, spec.width)
+    size, in_dim = _halved(size), spec.width  # the max-pool
+    for stage, depth in enumerate(spec.depths):
+        mid_dim = spec.width * 2**stage
+        for i in range(depth):
+            in_size, size = size, _halved(size) if stage > 0 and i == 0 else size
+            if i == 0:
+                yield _conv("convolution", size, 1, in_dim, 4 * mid_dim)
+            yield _conv("convolution", in_size, 1, in_dim, mid_dim)
+            yield _conv("convolution", size, 3, mid_dim, mid_dim)
+            yield _conv("convolution", size, 1, mid_dim, 4 * mid_dim)
+            in_dim = 4 * mid_dim
     yield from _head(in_dim, 0, spec.num_classes)
 
 

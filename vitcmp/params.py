@@ -4,6 +4,7 @@
 of dimensions, says how it is drawn and how it is laid out elsewhere.
 """
 
+import dataclasses
 import math
 import zlib
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from vitcmp.resample import resize
-from vitcmp.specs import ConvNeXtSpec, ResNetSpec, Spec, ViTDetSpec, ViTSpec, did_you_mean, get_spec
+from vitcmp.specs import (
+    BiTSpec,
+    ConvNeXtSpec,
+    ForeignSpec,
+    ResNetSpec,
+    Spec,
+    ViTDetSpec,
+    ViTSpec,
+    did_you_mean,
+    get_spec,
+)
 
 Kind = Literal[
     "linear", "conv", "bias", "norm_scale", "norm_bias", "mean", "var", "layer_scale", "pos_embed", "token", "rel_pos"
@@ -28,9 +39,14 @@ class Leaf(NamedTuple):
 
 
 def expected_params(spec: Spec | str) -> dict[str, Leaf]:
-    """Returns every weight of the model by its canonical name; BatchNorm's running `mean` and `var` are among them."""
+    """Returns every weight of the model by its canonical name; BatchNorm's running `mean` and `var` are among them.
+
+    Raises ValueError for a model of another library, whose weights only that library knows.
+    """
     spec = get_spec(spec)
-    families = {"vit": _vit, "vitdet": _vit, "resnet": _resnet, "convnext": _convnext}
+    if isinstance(spec, ForeignSpec):
+        raise ValueError(f"{spec.family}:{spec.name} has no canonical weights: it is built by {spec.family} itself")
+    families = {"vit": _vit, "vitdet": _vit, "resnet": _resnet, "bit": _bit, "convnext": _convnext}
     return dict(families[spec.family](spec))  # type: ignore[operator]
 
 
@@ -141,6 +157,30 @@ def upcycle(weights: Mapping[str, np.ndarray], spec: Spec | str) -> Weights:
     return upcycled
 
 
+def fold_batch_norm(weights: Mapping[str, np.ndarray], spec: Spec | str) -> Weights:
+    """Returns a ResNet's weights with each BatchNorm folded into the convolution before it, for `is_folded=true`.
+
+    y = scale * (w x - mean) / sqrt(var + eps) + bias is a convolution by w * scale / sqrt(var + eps), with a bias;
+    outputs are the same in evaluation, and training is another model's. Computed in float64, given back in the
+    kernels' dtype. Raises ValueError where `spec` is no ResNet, and for weights that do not fit.
+    """
+    spec = get_spec(spec)
+    if not isinstance(spec, ResNetSpec):
+        raise ValueError(f"spec={spec} must be a ResNet: a {spec.family} has no BatchNorm to fold")
+    check_weights(weights, dataclasses.replace(spec, is_folded=False))
+    folded = {name: weights[name] for name in ("fc/kernel", "fc/bias") if name in weights}
+    for name in filter(lambda name: name.endswith("/mean"), weights):
+        norm = name.removesuffix("/mean")
+        conv = f"{norm[:-1]}0" if "/downsample/" in norm else norm.replace("bn", "conv")
+        scale, bias, mean, var = (
+            weights[f"{norm}/{leaf}"].astype(np.float64) for leaf in ("scale", "bias", "mean", "var")
+        )
+        kernel, gain = weights[f"{conv}/kernel"], scale / np.sqrt(var + spec.norm_eps)
+        folded[f"{conv}/kernel"] = (kernel * gain).astype(kernel.dtype)
+        folded[f"{conv}/bias"] = (bias - mean * gain).astype(kernel.dtype)
+    return folded
+
+
 def _resample(array: np.ndarray, size: tuple[int, int], *, method: str, antialias: bool = True) -> np.ndarray:
     return resize(array.astype(np.float64), size, method=method, antialias=antialias).astype(array.dtype)
 
@@ -238,8 +278,12 @@ def _vit(spec: ViTSpec) -> Iterator[tuple[str, Leaf]]:
 
 
 def _resnet(spec: ResNetSpec) -> Iterator[tuple[str, Leaf]]:
-    yield from _conv("conv1", 7, 3, spec.width, bias=False)
-    yield from _batch_norm("bn1", spec.width)
+    def conv_norm(conv: str, norm: str, size: int, in_dim: int, out_dim: int) -> Iterator[tuple[str, Leaf]]:
+        yield from _conv(conv, size, in_dim, out_dim, bias=spec.is_folded)
+        if not spec.is_folded:
+            yield from _batch_norm(norm, out_dim)
+
+    yield from conv_norm("conv1", "bn1", 7, 3, spec.width)
     in_dim = spec.width
     for stage, depth in enumerate(spec.depths):
         mid_dim = spec.width * 2**stage
@@ -252,14 +296,33 @@ def _resnet(spec: ResNetSpec) -> Iterator[tuple[str, Leaf]]:
         for i in range(depth):
             block = f"layer{stage + 1}/{i}"
             for j, (size, conv_in, conv_out) in enumerate(layers, start=1):
-                yield from _conv(f"{block}/conv{j}", size, in_dim if j == 1 else conv_in, conv_out, bias=False)
-                yield from _batch_norm(f"{block}/bn{j}", conv_out)
+                conv_in = in_dim if j == 1 else conv_in
+                yield from conv_norm(f"{block}/conv{j}", f"{block}/bn{j}", size, conv_in, conv_out)
             if i == 0 and (stage > 0 or in_dim != out_dim):
-                yield from _conv(f"{block}/downsample/0", 1, in_dim, out_dim, bias=False)
-                yield from _batch_norm(f"{block}/downsample/1", out_dim)
+                yield from conv_norm(f"{block}/downsample/0", f"{block}/downsample/1", 1, in_dim, out_dim)
             in_dim = out_dim
     if spec.num_classes:
         yield from _linear("fc", in_dim, spec.num_classes)
+
+
+def _bit(spec: BiTSpec) -> Iterator[tuple[str, Leaf]]:
+    yield from _conv("stem/conv", 7, 3, spec.width, bias=False)
+    in_dim = spec.width
+    for stage, depth in enumerate(spec.depths):
+        mid_dim = spec.width * 2**stage
+        out_dim = 4 * mid_dim
+        for i in range(depth):
+            block = f"stages/{stage}/blocks/{i}"
+            if i == 0:
+                yield from _conv(f"{block}/downsample/conv", 1, in_dim, out_dim, bias=False)
+            layers = ((1, in_dim, mid_dim), (3, mid_dim, mid_dim), (1, mid_dim, out_dim))
+            for j, (size, conv_in, conv_out) in enumerate(layers, start=1):
+                yield from _norm(f"{block}/norm{j}", conv_in)
+                yield from _conv(f"{block}/conv{j}", size, conv_in, conv_out, bias=False)
+            in_dim = out_dim
+    yield from _norm("norm", in_dim)
+    if spec.num_classes:
+        yield from _linear("head/fc", in_dim, spec.num_classes)
 
 
 def _convnext(spec: ConvNeXtSpec) -> Iterator[tuple[str, Leaf]]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from vitcmp.params import expected_params
-from vitcmp.specs import ConvNeXtSpec, ResNetSpec, Spec, ViTDetSpec, ViTSpec, get_spec
+from vitcmp.specs import BiTSpec, ConvNeXtSpec, ResNetSpec, Spec, ViTDetSpec, ViTSpec, get_spec
 
 # Spacing of the numbers above 1, of what a layer computes with and of what it sums in.
 EPS: dict[str, tuple[float, float]] = {
@@ -22,7 +22,7 @@ EPS: dict[str, tuple[float, float]] = {
 STORED = 1e-7  # records keep 8 digits: half a unit of the last one, in each of two values
 SUM_BLOCKS = 4  # at least: vector lanes, or blocks that fit a cache
 ROUNDINGS = 3  # a layer: its output, the norm or activation after it, and the residual sum
-FAMILIES: dict[str, type[Spec]] = {cls.family: cls for cls in (ViTSpec, ViTDetSpec, ResNetSpec, ConvNeXtSpec)}
+FAMILIES: dict[str, type[Spec]] = {cls.family: cls for cls in (ViTSpec, ViTDetSpec, ResNetSpec, BiTSpec, ConvNeXtSpec)}
 # What must be equal for two records to be of one model on one input. The photograph is one image whatever the batch.
 SAME = ("model", "image_size", "numerics", "weights")
 

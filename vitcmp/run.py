@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from vitcmp.backend import ATTENTION, COMPILE, LAYOUT, MODES, NUMERICS, PLATFORMS, Device, require_choice
+from vitcmp.backend import ATTENTION, BATCH_NORM, COMPILE, LAYOUT, MODES, NUMERICS, PLATFORMS, Device, require_choice
 from vitcmp.cases import PRESETS, Case, Grid, check_names, estimate_s, get_preset, interleave, make_cases
 from vitcmp.checkpoints import weights_id
 from vitcmp.records import Record, RecordStore, latest
@@ -43,6 +43,7 @@ flags.DEFINE_list("numerics", None, f"Numerics: {' '.join(NUMERICS)}.")
 flags.DEFINE_list("attention", None, f"Attention kernels, each forced. {_names(ATTENTION)}.")
 flags.DEFINE_list("compile", None, f"Compilers. {_names(COMPILE)}.")
 flags.DEFINE_list("layout", None, f"Layouts of convolutional models. {_names(LAYOUT)}.")
+flags.DEFINE_list("batch_norm", None, f"Of ResNets, forward only: {' '.join(BATCH_NORM)} (into the convolutions).")
 flags.DEFINE_string("mode", None, f"What a step is: {' or '.join(MODES)} (forward, backward and AdamW).")
 flags.DEFINE_string("preset", "quick", f"What the other flags override: {', '.join(PRESETS)}.")
 flags.DEFINE_string("device", "auto", f"One of {', '.join(PLATFORMS)}.")
@@ -129,7 +130,7 @@ def check_flags(argv: Sequence[str]) -> None:
 
 def given_axes() -> dict[str, Any]:
     """Returns the axes of the grid that the command line gives; the others are the preset's."""
-    axes = ("image_sizes", "batch_sizes", "numerics", "attention", "compile", "layout", "mode")
+    axes = ("image_sizes", "batch_sizes", "numerics", "attention", "compile", "layout", "batch_norm", "mode")
     return {"models": split_models(FLAGS.models), **{axis: getattr(FLAGS, axis) for axis in axes}}
 
 
@@ -166,7 +167,8 @@ def make_plan(store: RecordStore) -> Plan:
 
 def override(preset: Grid, axes: dict[str, Any]) -> Grid:
     """Replaces the preset's axes by those that were given."""
-    given: dict[str, Any] = {name: tuple(axes[name]) for name in ("models", "image_sizes", "numerics") if axes[name]}
+    plain = ("models", "image_sizes", "numerics", "batch_norm")
+    given: dict[str, Any] = {name: tuple(axes[name]) for name in plain if axes[name]}
     if axes["batch_sizes"]:
         given["batch_sizes"] = tuple(int(size) for size in axes["batch_sizes"])
     for axis, options in (("attention", ATTENTION), ("compile", COMPILE), ("layout", LAYOUT)):
@@ -176,7 +178,7 @@ def override(preset: Grid, axes: dict[str, Any]) -> Grid:
         given["mode"] = axes["mode"]
     if FLAGS.weights:
         given["weights"] = weights_id(FLAGS.weights)
-    named = tuple(axis for axis in ("numerics", "attention") if axes[axis])
+    named = tuple(axis for axis in ("numerics", "attention", "batch_norm") if axes[axis])
     return dataclasses.replace(preset, **given, named=named)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 SCHEMA = "vitcmp-record/1"
-METHOD_VERSION = 1  # results of different method versions do not compare
+METHOD_VERSION = 2  # results of different method versions do not compare
 STATUSES = ("ok", "oom", "unsupported", "timeout", "crashed", "error", "interrupted")
 FINAL = tuple(status for status in STATUSES if status != "interrupted")  # an interrupted case is run again
 

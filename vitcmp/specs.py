@@ -5,11 +5,30 @@ nothing that changes the maths is left to a framework's default.
 """
 
 import dataclasses
-import difflib
 import re
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
+
+from vitcmp.spec_text import did_you_mean, format_image_size, parse_image_size, parse_overrides
+
+__all__ = [
+    "NAMES",
+    "NAME_PATTERNS",
+    "BiTSpec",
+    "BigVisionSpec",
+    "ConvNeXtSpec",
+    "ForeignSpec",
+    "ResNetSpec",
+    "Spec",
+    "TimmSpec",
+    "ViTDetSpec",
+    "ViTSpec",
+    "did_you_mean",
+    "format_image_size",
+    "get_spec",
+    "parse_image_size",
+]
 
 # Sizes: (width, depth, num_heads, mlp_dim). Ti S: arXiv:2012.12877 Table 1; B L H: arXiv:2010.11929 Table 1;
 # g G: arXiv:2106.04560 Table 2; So400m: arXiv:2305.13035.
@@ -42,6 +61,13 @@ CONVNEXT_SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "base": ((3, 3, 27, 3), (128, 256, 512, 1024)),
     "large": ((3, 3, 27, 3), (192, 384, 768, 1536)),
     "xlarge": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
+}
+# arXiv:1912.11370, section 3.1, and R26 of arXiv:2106.10270, section 3.3; the width factor is 1 to 4.
+BIT_DEPTHS: dict[int, tuple[int, ...]] = {
+    26: (2, 2, 2, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
 }
 CONVNEXT_ALIASES = {"t": "tiny", "s": "small", "b": "base", "l": "large", "xl": "xlarge"}
 
@@ -187,6 +213,7 @@ class ResNetSpec(Spec):
     width: int = 64  # of the stem and of stage 0's 3x3 convolutions
     norm_eps: float = 1e-5
     norm_momentum: float = 0.1  # weight of the new batch in the running statistics, torch's convention
+    is_folded: bool = False  # BatchNorm folded into the convolutions, which then have a bias; for inference only
 
     def _check(self) -> None:
         super()._check()
@@ -222,15 +249,72 @@ class ConvNeXtSpec(Spec):
             raise ValueError(f"depths={self.depths} and widths={self.widths} must have one entry a stage each")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BiTSpec(Spec):
+    """BiT's ResNet V2 of arXiv:1912.11370: pre-activation, GroupNorm, weight standardisation; timm's `resnetv2_*_bit`.
+
+    Bottlenecks with the stride in the 3x3 convolution; `width_factor` multiplies every width.
+    """
+
+    family: ClassVar[str] = "bit"
+    depths: tuple[int, ...]
+    width_factor: int = 1
+    num_groups: int = 32
+    norm_eps: float = 1e-5
+    weight_eps: float = 1e-8  # of weight standardisation: timm's; big_vision's bit_paper has 1e-10
+    stem_pad: Literal["zero", "lowest"] = "zero"  # what pads the stem's max-pool: timm's 0, or never the greatest
+
+    def _check(self) -> None:
+        super()._check()
+        _require(self, "depths", bool(self.depths) and min(self.depths) >= 1, "one count a stage, each 1 or more")
+        _require(self, "width_factor", self.width_factor >= 1, "1 or more")
+        _require(self, "norm_eps", 0 < self.norm_eps < 1, "between 0 and 1")
+        _require(self, "weight_eps", 0 < self.weight_eps < 1, "between 0 and 1")
+        if self.num_groups < 1 or self.width % self.num_groups:
+            raise ValueError(f"num_groups={self.num_groups} does not divide the stem's width of {self.width}")
+
+    @property
+    def width(self) -> int:
+        """Channels of the stem, and of stage 0's 3x3 convolutions."""
+        return 64 * self.width_factor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForeignSpec(Spec):
+    """A model of another library behind our interface: its sizes and numerics are its own, and so are its weights."""
+
+    backend: ClassVar[str]  # the only one that has it
+    name: str  # by that library
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimmSpec(ForeignSpec):
+    """Any model of timm: `timm:convnextv2_tiny`."""
+
+    family: ClassVar[str] = "timm"
+    backend: ClassVar[str] = "torch"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BigVisionSpec(ForeignSpec):
+    """A model of google-research/big_vision, found at BIG_VISION_PATH: `big_vision:vit/B/16`, `big_vision:bit/50`."""
+
+    family: ClassVar[str] = "big_vision"
+    backend: ClassVar[str] = "jax"
+
+
+FOREIGN: dict[str, type[ForeignSpec]] = {cls.family: cls for cls in (TimmSpec, BigVisionSpec)}
 NAME_PATTERNS = (
-    "vit_SIZEPATCH, vitdet_SIZEPATCH (SIZE: {}; PATCH in pixels), resnetN (N: {}), convnext_SIZE ({})".format(
-        " ".join(VIT_SIZES), " ".join(map(str, RESNET_SIZES)), " ".join(CONVNEXT_SIZES)
+    "vit_SIZEPATCH, vitdet_SIZEPATCH (SIZE: {}; PATCH in pixels), resnetN (N: {}), bit_rNxW (N: {}; W: 1 to 4), "
+    "convnext_SIZE ({}), timm:NAME (torch), big_vision:NAME (JAX)".format(
+        *(" ".join(map(str, sizes)) for sizes in (VIT_SIZES, RESNET_SIZES, BIT_DEPTHS, CONVNEXT_SIZES))
     )
 )
 # The names that --help and did-you-mean list; any other patch size parses too.
 NAMES = (
     *(f"{family}_{size}{patch}" for family in ("vit", "vitdet") for size in VIT_SIZES for patch in (8, 14, 16, 32)),
     *(f"resnet{depth}" for depth in RESNET_SIZES),
+    *(f"bit_r{depth}x{width}" for depth in BIT_DEPTHS for width in range(1, 5)),
     *(f"convnext_{size}" for size in CONVNEXT_SIZES),
 )
 
@@ -247,53 +331,19 @@ def get_spec(name: str | Spec) -> Spec:
     if not isinstance(name, str):
         raise ValueError(f"model {name!r} must be a name, such as 'vit_b16:pool=gap', or a spec")
     base, _, overrides = name.strip().partition(":")
+    if base in FOREIGN:
+        theirs, _, overrides = overrides.partition(":")
+        base = f"{base}:{theirs}"
     cls, fields = _named(base)
     try:
-        return cls(**fields | _parse_overrides(cls, base, overrides))
+        return cls(**fields | parse_overrides(cls, base, overrides))
     except ValueError as error:
         raise ValueError(f"model {name!r}: {error}") from None
 
 
-def _parse_overrides(cls: type[Spec], base: str, overrides: str) -> dict[str, Any]:
-    hints, parsed = get_type_hints(cls), {}
-    allowed = sorted(field.name for field in dataclasses.fields(cls))
-    for item in filter(None, overrides.split(",")):
-        field, equals, value = (part.strip() for part in item.partition("="))
-        if field not in allowed:
-            fields = f"the fields of {base} are: {', '.join(allowed)}"
-            raise ValueError(f"unknown field {item!r}{did_you_mean(field, allowed)}; write field=value, {fields}")
-        if not equals or not value:
-            raise ValueError(f"{field} has no value; write {field}=value")
-        parsed[field] = _parse_value(field, value, hints[field])
-    return parsed
-
-
-def parse_image_size(text: Any) -> tuple[int, int]:
-    """Returns (height, width) in pixels from 224, "224", "80x176" or (80, 176)."""
-    parts = text.split("x") if isinstance(text, str) else text
-    parts = list(parts) if isinstance(parts, list | tuple) else [parts]
-    sides = [_whole(part) for part in parts]
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise ValueError(
-            f"image_size={text!r} must be a side (224) or height x width (80x176), in pixels, each 1 or more"
-        )
-    return sides[0], sides[-1]
-
-
-def format_image_size(size: tuple[int, int]) -> str:
-    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
-
-
-def did_you_mean(word: Any, allowed: Any) -> str:
-    """Returns "; did you mean 'x'?" for the nearest allowed word, or an empty string."""
-    word = str(word)
-    names = [str(item) for item in allowed]
-    same_letters = [name for name in names if name.lower() == word.lower()]
-    close = same_letters or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _named(base: str) -> tuple[type[Spec], dict[str, Any]]:
+    if match := re.fullmatch(rf"({'|'.join(FOREIGN)}):(.+)", base):
+        return FOREIGN[match[1]], {"name": match[2]}
     if match := re.fullmatch(r"(vit|vitdet)_([a-zA-Z]+|so400m)([1-9][0-9]*)", base):
         family, size, patch = match.groups()
         if size in VIT_SIZES:
@@ -302,47 +352,14 @@ def _named(base: str) -> tuple[type[Spec], dict[str, Any]]:
     if (match := re.fullmatch(r"resnet([1-9][0-9]*)", base)) and int(match[1]) in RESNET_SIZES:
         block, depths = RESNET_SIZES[int(match[1])]
         return ResNetSpec, {"block": block, "depths": depths}
+    if (match := re.fullmatch(r"bit_r([1-9][0-9]*)x([1-9][0-9]*)", base)) and int(match[1]) in BIT_DEPTHS:
+        return BiTSpec, {"depths": BIT_DEPTHS[int(match[1])], "width_factor": int(match[2])}
     if match := re.fullmatch(r"convnext_([a-z]+)", base):
         size = CONVNEXT_ALIASES.get(match[1], match[1])
         if size in CONVNEXT_SIZES:
             depths, widths = CONVNEXT_SIZES[size]
             return ConvNeXtSpec, {"depths": depths, "widths": widths}
     raise ValueError(f"unknown model {base!r}{did_you_mean(base, NAMES)}; allowed: {NAME_PATTERNS}")
-
-
-def _parse_value(field: str, text: str, hint: Any) -> Any:
-    if get_origin(hint) is Literal:
-        return text  # __post_init__ names the choices
-    if field == "image_size":
-        return parse_image_size(text)
-    booleans = {"true": True, "false": False, "on": True, "off": False}
-    if hint is bool or (field == "rep_size" and text.lower() in booleans):
-        if text.lower() not in booleans:
-            raise ValueError(f"{field}={text!r} must be true or false")
-        return booleans[text.lower()]
-    if hint is float:
-        return _number(field, text, float)
-    if hint is int or (get_origin(hint) is not tuple and int in get_args(hint) and text.isdigit()):
-        return _number(field, text, int)
-    parts = text[:-1] if text.endswith("+") else text  # `2+` is the tuple of one
-    return tuple(_number(field, part, int) for part in re.split(r"[x+]", parts))
-
-
-def _whole(part: Any) -> int:
-    """Returns the number of pixels, or 0 for what is none."""
-    if isinstance(part, str):
-        return int(part) if re.fullmatch(r"\s*[0-9]+\s*", part) else 0
-    return int(part) if isinstance(part, int | np.integer) and not isinstance(part, bool) else 0
-
-
-def _number(field: str, text: str, kind: type) -> Any:
-    pattern = r"[0-9.]+(e[+-]?[0-9]+)?" if kind is float else "[0-9]+"
-    try:
-        if re.fullmatch(pattern, text):
-            return kind(text)
-    except ValueError:  # such as 1.2.3
-        pass
-    raise ValueError(f"{field}={text!r} must be {'a number' if kind is float else 'a whole number'}, 0 or more")
 
 
 def _least_padding(length: int, window_size: int) -> int:

@@ -29,6 +29,7 @@ def make_case(backend, model="vit_ti16", image_size="224", **changes):
         "mode": "forward",
         "numerics": "float32",
         **DEFAULTS[backend],
+        "batch_norm": "kept" if spec.family == "resnet" else None,
         "platform": "cpu",
         "device_name": "AMD EPYC",
         "num_threads": 2,

@@ -35,7 +35,7 @@ def test_the_article_preset_is_the_articles_grid():
     cases = make(get_preset("article", "gpu"), "torch", GPU)
     assert {case.image_size for case in cases} == set(ARTICLE_SIZES)
     assert {case.batch_size for case in cases} == {1, 8, 32}
-    assert {"flash", "math", "mem_efficient", "cudnn", None} == {case.attention for case in cases}
+    assert {"flash", "math", "mem_efficient", "cudnn", "flex", None} == {case.attention for case in cases}
     assert {"channels_last", "nchw"} == {case.layout for case in cases}
 
 
@@ -119,7 +119,7 @@ def test_check_names_lists_every_fault_at_once_with_what_is_allowed():
         "3x4x5",
         "many",
         "did you mean 'float32'",
-        "xla, cudnn, pallas",
+        "xla, chunked, cudnn, pallas",
         "'jit'",
         "'nhwc'",
     ):
@@ -128,7 +128,7 @@ def test_check_names_lists_every_fault_at_once_with_what_is_allowed():
 
 
 def test_a_kernel_of_the_other_framework_is_named_with_what_this_one_has():
-    with pytest.raises(ValueError, match=r"attention for jax: 'flash'.*allowed: xla, cudnn, pallas"):
+    with pytest.raises(ValueError, match=r"attention for jax: 'flash'.*allowed: xla, chunked, cudnn, pallas"):
         check_names({"attention": ["flash"]}, ("jax",))
     check_names({"attention": ["flash", "xla"]}, ("jax", "torch"))
     with pytest.raises(ValueError, match="leaves nothing for jax"):
@@ -145,7 +145,7 @@ def test_an_estimate_grows_with_the_work_and_stays_under_the_caps():
 
 def test_naming_the_numerics_does_not_bring_back_kernels_that_the_device_lacks():
     grid = dataclasses.replace(get_preset("article", "cpu"), numerics=("float32",), named=("numerics",))
-    assert {case.attention for case in make(grid)} == {"math", "flash", None}
+    assert {case.attention for case in make(grid)} == {"math", "flash", "flex", None}
 
 
 @pytest.mark.parametrize("model", ["vit_b16", "vitdet_b16", "vit_b16:pool=map,image_size=256"])

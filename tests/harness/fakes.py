@@ -44,6 +44,7 @@ def make_case(**changes: object) -> Case:
         "attention": "math",
         "compile": "eager",
         "layout": "nchw",
+        "batch_norm": None,
         "platform": "cpu",
         "device_name": "fake",
         "num_threads": 1,
@@ -113,6 +114,9 @@ class FakeBackend:
 
     def load(self, model, weights, *, numerics, layout=None):
         return model
+
+    def count_params(self, model):
+        return 1
 
     def outputs(self, model, images):
         return {"logits": np.ones((1, 10), np.float32)}
