@@ -1,22 +1,44 @@
-"""Weights of a spec from a checkpoint, by canonical or by timm's names, and into one.
+"""Weights of a spec from a checkpoint, by canonical, timm's or big_vision's names, and into one.
 
 Names and layouts are tables by family and by kind of leaf. Every fault of a checkpoint is one ValueError that names the
 path, what is wrong and what is allowed.
 """
 
+import importlib.metadata
 import math
 import os
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from vitcmp.params import Kind, Leaf, Weights, check_weights, expected_params, fit_image_size, sincos2d, upcycle
-from vitcmp.specs import CONVNEXT_SIZES, ConvNeXtSpec, Spec, ViTDetSpec, ViTSpec, get_spec
-from vitcmp.weight_files import State, as_floats, read_arrays, weights_id, write_arrays
+from vitcmp import big_vision
+from vitcmp.big_vision import from_big_vision, to_big_vision
+from vitcmp.params import Kind, Leaf, Weights, check_weights, expected_params, fit_image_size, sincos2d
+from vitcmp.sizes import CONVNEXT_SIZES
+from vitcmp.specs import BiTSpec, ConvNeXtSpec, Spec, ViTDetSpec, ViTSpec, get_spec
+from vitcmp.timm_hub import is_timm, read_timm, split_timm
+from vitcmp.trees import select_tree
+from vitcmp.weight_files import State, as_floats, file_id, read_arrays, split_subtree, write_arrays
 
-__all__ = ["from_timm", "load_weights", "save_weights", "to_timm", "weights_id"]
+__all__ = [
+    "from_big_vision",
+    "from_timm",
+    "layout_of",
+    "load_weights",
+    "read_state",
+    "save_weights",
+    "to_big_vision",
+    "to_timm",
+    "weights_id",
+    "weights_of",
+]
 
+Source = str | os.PathLike[str]
+Layout = Literal["canonical", "timm", "big_vision"]
+# What only canonical names begin with; `head/kernel` and `pre_logits/kernel` are big_vision's too.
+CANONICAL_ROOTS = re.compile(r"(patch_embed|blocks|norm|attn_pool|neck|stem|stages|layer\d|conv1|bn1|fc)/")
 # timm's names where they differ from the canonical ones, by leaf and, a family at a time, by module.
 TIMM_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 TIMM_MODULES = {
@@ -40,18 +62,68 @@ TIMM_UNSUPPORTED = {
 TIMM_CONV_MLP = {CONVNEXT_SIZES[size][1] for size in ("atto", "femto", "pico", "nano")}
 
 
-def load_weights(path: str | os.PathLike[str], spec: Spec | str) -> Weights:
+def load_weights(path: Source, spec: Spec | str) -> Weights:
     """Reads the weights of `spec` by canonical names: float32, or float64 where the file has float64.
 
-    The file is `.safetensors`, `.npz` or a torch file (`weight_files.read_arrays`), with canonical or timm names. A
-    position embedding of another grid is resampled (`fit_image_size`); a plain ViT's file is upcycled where `spec` is a
-    ViTDet's; 16-bit arrays become float32. Raises one ValueError for a file that cannot be read, that holds pickled
-    objects or that does not fit.
+    The path is of a `.safetensors`, an `.npz` or a torch file (`weight_files.read_arrays`), with canonical, timm's or
+    big_vision's names; `FILE:SUBTREE` (`siglip.npz:img`) is a part of it; `timm:NAME` are the pretrained weights of
+    timm's model, and `timm:NAME:FILE` a file as timm reads it for that model. A position embedding of another grid is
+    resampled (`fit_image_size`); a plain ViT's file is upcycled where `spec` is a ViTDet's; 16-bit arrays become
+    float32. Raises one ValueError for what cannot be read, that holds pickled objects or that does not fit.
     """
-    spec, state = get_spec(spec), read_arrays(path)
-    if any("/" in name for name in state):
-        return _fit(as_floats(state, str(path)), spec, is_plain=_is_plain_vit(state), source=str(path))
-    return from_timm(state, spec, source=str(path))
+    spec = get_spec(spec)
+    expected_params(spec)  # raises for a model of another library, before a file is read
+    return weights_of(read_state(path), spec, source=os.fspath(path))
+
+
+def read_state(source: Source) -> State:
+    """Reads the arrays of a checkpoint by its own names, without what wraps them; `source` as in `load_weights`."""
+    if is_timm(source):
+        return read_timm(os.fspath(source))
+    path, subtree = split_subtree(source)
+    return select_tree(read_arrays(path), subtree, os.fspath(source))
+
+
+def weights_of(state: State, spec: Spec | str, *, source: str = "state") -> Weights:
+    """Returns canonical weights from arrays by canonical, timm's or big_vision's names, strictly."""
+    spec, layout = get_spec(spec), layout_of(state, source)
+    if layout == "canonical":
+        return _fit(as_floats(state, source), spec, is_plain=_is_plain_vit(state), source=source)
+    read = from_timm if layout == "timm" else from_big_vision
+    return read(state, spec, source=source)
+
+
+def layout_of(state: State, source: str = "state") -> Layout:
+    """Tells whose names the arrays have; raises ValueError where they are of two."""
+    found: dict[Layout, str] = {}
+    for name in state:
+        if big_vision.ROOTS.match(name):
+            found.setdefault("big_vision", name)
+        elif CANONICAL_ROOTS.match(name):
+            found.setdefault("canonical", name)
+        elif "." in name and "/" not in name:
+            found.setdefault("timm", name)
+    if len(found) > 1:
+        mixed = ", ".join(f"{layout} ({name})" for layout, name in found.items())
+        raise ValueError(f"{source}: names of several layouts are mixed: {mixed}; allowed is one")
+    return next(iter(found), "canonical" if any("/" in name for name in state) else "timm")
+
+
+def weights_id(source: Source) -> str:
+    """Returns what identifies weights in a record: "sha256:..." of the file's bytes, with `:SUBTREE` of a part of it.
+
+    Of `timm:NAME` it is "timm:NAME@VERSION", with timm's version, since the arrays are on the hub; of `timm:NAME:FILE`
+    that and the file's hash. Raises ValueError where there is no such file, and where timm is not installed.
+    """
+    if is_timm(source):
+        name, path = split_timm(os.fspath(source))
+        try:
+            version = importlib.metadata.version("timm")
+        except importlib.metadata.PackageNotFoundError:
+            raise ValueError(f"{source}: timm is not installed; pip install timm, or give a file") from None
+        return f"timm:{name}@{version}" + (f":{file_id(path)}" if path else "")
+    path, subtree = split_subtree(source)
+    return file_id(path) + (f":{subtree}" if subtree else "")
 
 
 def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Any]) -> None:
@@ -98,7 +170,7 @@ def to_timm(weights: Weights, spec: Spec | str, *, conv_mlp: bool | None = None)
     state = {}
     for name, leaf in expected_params(spec).items():
         array = _to_timm_layout(np.asarray(weights[name]), leaf.kind)
-        is_conv = conv_mlp and "/mlp/" in name and leaf.kind == "linear"
+        is_conv = leaf.kind == "linear" and (isinstance(spec, BiTSpec) or (conv_mlp and "/mlp/" in name))
         state[timm_name(name, spec)] = array[:, :, None, None] if is_conv else array
     if isinstance(spec, ViTSpec):
         _flatten_pos_embed(state, spec)
@@ -133,10 +205,7 @@ def _fit(weights: Weights, spec: Spec, *, is_plain: bool, source: str) -> Weight
     """Resamples what depends on the grid, upcycles a plain ViT to a ViTDet, and checks strictly."""
     is_vit_alone = is_plain and bool(weights.keys() & {"cls_token", "attn_pool/latent"})
     if isinstance(spec, ViTDetSpec) and (is_vit_alone or (is_plain and spec.rel_pos)):
-        try:
-            return upcycle(weights, spec)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from None
+        return big_vision.upcycled(weights, spec, source)
     weights = fit_image_size(weights, spec)
     check_weights(weights, spec, source=source)
     return weights
@@ -144,7 +213,7 @@ def _fit(weights: Weights, spec: Spec, *, is_plain: bool, source: str) -> Weight
 
 def _from_timm_layout(array: np.ndarray, leaf: Leaf, spec: Spec) -> np.ndarray:
     if leaf.kind == "linear":
-        if isinstance(spec, ConvNeXtSpec) and array.shape[2:] == (1, 1):  # timm's conv_mlp=True, which no name tells
+        if isinstance(spec, ConvNeXtSpec | BiTSpec) and array.shape[2:] == (1, 1):  # conv_mlp=True, and BiT's head
             array = array[:, :, 0, 0]
         return array.T  # from (out, in)
     if leaf.kind == "conv" and array.ndim == 4:  # any other is left for the strict check to name
@@ -166,10 +235,8 @@ def _unflatten_pos_embed(weights: Weights, spec: ViTSpec, source: str) -> None:
         if num_tokens:
             weights["cls_token"] = token + table[:, :1]
         table = weights["pos_embed"] = table[:, num_tokens:].reshape(-1, *grid, table.shape[-1])
-    if spec.pos_embed == "sincos2d" and table.ndim == 4:
-        fixed = sincos2d(table.shape[1:3], table.shape[-1])
-        if np.allclose(table, fixed, rtol=0, atol=1e-6):  # float32 of values up to 1
-            del weights["pos_embed"]
+    if spec.pos_embed == "sincos2d" and big_vision.is_sincos2d(table):
+        del weights["pos_embed"]
 
 
 def _grid_of(num_rows: int, expected: tuple[int, int], *, has_token: bool, source: str) -> tuple[int, tuple[int, int]]:

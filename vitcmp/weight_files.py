@@ -60,12 +60,8 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray])
     Raises ValueError for another suffix or a missing folder, OSError where the disk is full or the folder read-only; no
     part of a file is left behind.
     """
-    path = Path(path).expanduser()
-    write = WRITERS[_known_suffix(path, tuple(WRITERS))]
-    if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(
-            f"{path}: cannot be written, " + ("it is a folder" if path.is_dir() else f"no folder {path.parent}")
-        )
+    path = check_target(path)
+    write = WRITERS[path.suffix.lower()]
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
@@ -79,13 +75,39 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray])
         partial.unlink(missing_ok=True)
 
 
-def weights_id(path: str | os.PathLike[str]) -> str:
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Returns the path of a file that `write_arrays` may write; raises ValueError for any other."""
+    path = Path(path).expanduser()
+    _known_suffix(path, tuple(WRITERS))
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(
+            f"{path}: cannot be written, " + ("it is a folder" if path.is_dir() else f"no folder {path.parent}")
+        )
+    return path
+
+
+def file_id(path: str | os.PathLike[str]) -> str:
     """Returns "sha256:..." of the file's bytes; raises ValueError where there is no such file."""
     try:
         with open(_existing_file(path), "rb") as file:
             return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
+def split_subtree(source: str | os.PathLike[str]) -> tuple[str, str]:
+    """Returns the path and the subtree of `siglip.npz:img`; the subtree is empty where none is named.
+
+    Raises ValueError for a colon with nothing after it.
+    """
+    text = os.fspath(source)
+    suffixes = "|".join(re.escape(suffix) for suffix in READERS)
+    match = re.fullmatch(rf"(.*(?:{suffixes})):([^:]*)", text, re.IGNORECASE)
+    if match is None or Path(text).expanduser().exists():
+        return text, ""
+    if not match[2].strip("/"):
+        raise ValueError(f"{text}: names no subtree after the colon; write {match[1]}, or {match[1]}:img")
+    return match[1], match[2].strip("/")
 
 
 def as_floats(state: State, source: str) -> dict[str, np.ndarray]:
@@ -105,6 +127,15 @@ def as_floats(state: State, source: str) -> dict[str, np.ndarray]:
         what = f"not of floating point: {', '.join(faults[:20])}" if faults else "no arrays in it"
         raise ValueError(f"{source}: {what}; allowed are arrays of float64, float32, float16 or bfloat16")
     return arrays
+
+
+def as_numbers(state: State, source: str) -> dict[str, np.ndarray]:
+    """Returns arrays for another library's model: 16-bit floats as float32, counters and indices as they are."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{source} is a {type(state).__name__}, expected a dict of names to arrays")
+    arrays = {name: np.asarray(value) for name, value in state.items()}
+    floats = {name: array for name, array in arrays.items() if array.dtype.kind not in "iub"}
+    return arrays | as_floats(floats, source)
 
 
 def _existing_file(path: str | os.PathLike[str]) -> Path:

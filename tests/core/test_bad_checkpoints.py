@@ -192,6 +192,12 @@ def test_a_path_that_is_no_file_is_named(folder, read):
         read("/dev/null")
 
 
+@pytest.mark.parametrize("model", ["timm:vit_tiny_patch16_224", "big_vision:vit/B/16"])
+def test_a_model_of_another_library_has_no_canonical_weights(model):
+    with pytest.raises(ValueError, match="has no canonical weights"):
+        load_weights("nothing.npz", model)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_a_file_without_permission_is_named():
     save_weights("w.npz", init_weights(TINY))
@@ -347,3 +353,6 @@ def test_the_id_of_weights_is_the_hash_of_their_file():
         assert weights_id("a.npz") == "sha256:" + hashlib.sha256(file.read()).hexdigest()
     assert weights_id("a.npz") == weights_id("b.npz")
     assert weights_id("a.npz") != weights_id("c.npz")
+    a_part, another = weights_id("a.npz:img"), weights_id("a.npz:txt")
+    assert a_part.startswith(weights_id("a.npz") + ":")
+    assert len({weights_id("a.npz"), a_part, another}) == 3

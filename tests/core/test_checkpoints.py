@@ -21,6 +21,8 @@ SPECS = [
     f"vitdet_ti16:{VIT},window_size=4,window_policy=divide,global_blocks=0,pos_embed=sincos2d",
     "vitdet_ti16:depth=2,width=48,num_heads=3,mlp_dim=96,num_classes=0,image_size=80x112,neck_dim=24,rel_pos=false,"
     "global_blocks=1",
+    "bit_r26x1:depths=1x2,num_classes=10",
+    "bit_v1_r26x1:depths=1x1,num_classes=0",
     "resnet18:width=8,depths=1x1x1x1,num_classes=10",
     "resnet50:width=8,depths=1x1x1x1,num_classes=10",
     "convnext_tiny:depths=1x1x1x1,widths=8x16x24x32,num_classes=10",

@@ -123,8 +123,12 @@ def test_outputs_are_those_of_big_vision(backend, fixture, options):
     images = arrays["image"].astype(np.float64)
     spec = vitcmp.get_spec(f"vit_ti8:width=64,gelu=tanh,num_classes=10,{options}")
     spec = dataclasses.replace(spec, image_size=images.shape[1:3])
+    weights = vitcmp.load_weights(FIXTURES / f"vit_{fixture}.npz", spec)
     params = {name.removeprefix("params/"): x for name, x in arrays.items() if name.startswith("params/")}
-    ours = run(backend, spec, from_big_vision(params, spec), images)
+    second_reading = from_big_vision(params, spec)
+    assert weights.keys() == second_reading.keys()
+    assert all(np.array_equal(weights[name], array) for name, array in second_reading.items())
+    ours = run(backend, spec, weights, images)
     encoder = {f"block/{i}": arrays[f"out/encoder/block{i:02}"] for i in range(spec.depth)}
     head = {name: arrays[f"out/{name}"] for name in ("pre_logits", "logits")}
     stem = ours["stem"][:, 1:] if spec.pool == "tok" else ours["stem"]
@@ -153,7 +157,10 @@ BIG_VISION_NAMES = {  # replaced in this order
 
 
 def from_big_vision(params: dict[str, np.ndarray], spec: ViTSpec) -> dict[str, np.ndarray]:
-    """Names big_vision's arrays canonically; heads are joined, and query, key and value become one matrix."""
+    """Names big_vision's arrays canonically; heads are joined, and query, key and value become one matrix.
+
+    Written apart from `vitcmp/big_vision.py` on purpose: two readings of the layout that must agree.
+    """
     weights = {}
     for name, array in params.items():
         for old, new in BIG_VISION_NAMES.items():
