@@ -20,15 +20,33 @@ def max_pool(x: jax.Array) -> jax.Array:
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, padding)
 
 
+class FoldedNorm(nnx.Module):
+    """Stands where a BatchNorm is folded into the convolution before it: changes nothing, and cannot be trained."""
+
+    def __init__(self) -> None:
+        self.use_running_average = False  # jax: what train() and eval() set
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if not self.use_running_average:
+            raise ValueError("is_folded=True: a folded BatchNorm cannot be trained; build it with is_folded=False")
+        return x
+
+
+def make_norm(spec: ResNetSpec, dim: int) -> BatchNorm | FoldedNorm:
+    if spec.is_folded:
+        return FoldedNorm()
+    return BatchNorm(dim, eps=spec.norm_eps, momentum=spec.norm_momentum)
+
+
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut: (b h w in_dim) -> (b h/stride w/stride mid_dim)."""
 
     def __init__(self, spec: ResNetSpec, in_dim: int, mid_dim: int, *, stride: int) -> None:
-        norm = functools.partial(BatchNorm, eps=spec.norm_eps, momentum=spec.norm_momentum)
-        self.conv1 = Conv(in_dim, mid_dim, kernel_size=3, stride=stride, padding=1, use_bias=False)
-        self.bn1 = norm(mid_dim)
-        self.conv2 = Conv(mid_dim, mid_dim, kernel_size=3, padding=1, use_bias=False)
-        self.bn2 = norm(mid_dim)
+        conv = functools.partial(Conv, use_bias=spec.is_folded)
+        self.conv1 = conv(in_dim, mid_dim, kernel_size=3, stride=stride, padding=1)
+        self.bn1 = make_norm(spec, mid_dim)
+        self.conv2 = conv(mid_dim, mid_dim, kernel_size=3, padding=1)
+        self.bn2 = make_norm(spec, mid_dim)
         self.downsample = make_downsample(spec, in_dim, mid_dim, stride=stride)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -44,14 +62,14 @@ class Bottleneck(nnx.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut: (b h w in_dim) -> (b h/stride w/stride 4*mid_dim)."""
 
     def __init__(self, spec: ResNetSpec, in_dim: int, mid_dim: int, *, stride: int) -> None:
-        norm = functools.partial(BatchNorm, eps=spec.norm_eps, momentum=spec.norm_momentum)
+        conv = functools.partial(Conv, use_bias=spec.is_folded)
         out_dim = mid_dim * spec.expansion
-        self.conv1 = Conv(in_dim, mid_dim, kernel_size=1, use_bias=False)
-        self.bn1 = norm(mid_dim)
-        self.conv2 = Conv(mid_dim, mid_dim, kernel_size=3, stride=stride, padding=1, use_bias=False)
-        self.bn2 = norm(mid_dim)
-        self.conv3 = Conv(mid_dim, out_dim, kernel_size=1, use_bias=False)
-        self.bn3 = norm(out_dim)
+        self.conv1 = conv(in_dim, mid_dim, kernel_size=1)
+        self.bn1 = make_norm(spec, mid_dim)
+        self.conv2 = conv(mid_dim, mid_dim, kernel_size=3, stride=stride, padding=1)
+        self.bn2 = make_norm(spec, mid_dim)
+        self.conv3 = conv(mid_dim, out_dim, kernel_size=1)
+        self.bn3 = make_norm(spec, out_dim)
         self.downsample = make_downsample(spec, in_dim, out_dim, stride=stride)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -68,8 +86,8 @@ def make_downsample(spec: ResNetSpec, in_dim: int, out_dim: int, *, stride: int)
     """Returns the shortcut's layers: none where it is the identity, else a 1x1 convolution and its norm (option B)."""
     if stride == 1 and in_dim == out_dim:
         return nnx.List([])
-    conv = Conv(in_dim, out_dim, kernel_size=1, stride=stride, use_bias=False)
-    return nnx.List([conv, BatchNorm(out_dim, eps=spec.norm_eps, momentum=spec.norm_momentum)])
+    conv = Conv(in_dim, out_dim, kernel_size=1, stride=stride, use_bias=spec.is_folded)
+    return nnx.List([conv, make_norm(spec, out_dim)])
 
 
 def make_stage(spec: ResNetSpec, in_dim: int, stage: int) -> nnx.List:
@@ -87,8 +105,8 @@ class ResNet(nnx.Module):
 
     def __init__(self, spec: ResNetSpec) -> None:
         self.spec = spec
-        self.conv1 = Conv(3, spec.width, kernel_size=7, stride=2, padding=3, use_bias=False)
-        self.bn1 = BatchNorm(spec.width, eps=spec.norm_eps, momentum=spec.norm_momentum)
+        self.conv1 = Conv(3, spec.width, kernel_size=7, stride=2, padding=3, use_bias=spec.is_folded)
+        self.bn1 = make_norm(spec, spec.width)
         in_dim = spec.width
         for stage in range(len(spec.depths)):
             setattr(self, f"layer{stage + 1}", make_stage(spec, in_dim, stage))

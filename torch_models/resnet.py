@@ -23,16 +23,31 @@ def max_pool(x: torch.Tensor) -> torch.Tensor:
     return F.max_pool2d(x, 3, stride=2, padding=1)
 
 
+class FoldedNorm(nn.Module):
+    """Stands where a BatchNorm is folded into the convolution before it: changes nothing, and cannot be trained."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise ValueError("is_folded=True: a folded BatchNorm cannot be trained; build it with is_folded=False")
+        return x
+
+
+def make_norm(spec: ResNetSpec, dim: int) -> BatchNorm | FoldedNorm:
+    if spec.is_folded:
+        return FoldedNorm()
+    return BatchNorm(dim, eps=spec.norm_eps, momentum=spec.norm_momentum)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut: (b in_dim h w) -> (b mid_dim h/stride w/stride)."""
 
     def __init__(self, spec: ResNetSpec, in_dim: int, mid_dim: int, *, stride: int) -> None:
         super().__init__()
-        norm = functools.partial(BatchNorm, eps=spec.norm_eps, momentum=spec.norm_momentum)
-        self.conv1 = Conv(in_dim, mid_dim, kernel_size=3, stride=stride, padding=1, use_bias=False)
-        self.bn1 = norm(mid_dim)
-        self.conv2 = Conv(mid_dim, mid_dim, kernel_size=3, padding=1, use_bias=False)
-        self.bn2 = norm(mid_dim)
+        conv = functools.partial(Conv, use_bias=spec.is_folded)
+        self.conv1 = conv(in_dim, mid_dim, kernel_size=3, stride=stride, padding=1)
+        self.bn1 = make_norm(spec, mid_dim)
+        self.conv2 = conv(mid_dim, mid_dim, kernel_size=3, padding=1)
+        self.bn2 = make_norm(spec, mid_dim)
         self.downsample = make_downsample(spec, in_dim, mid_dim, stride=stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -49,14 +64,14 @@ class Bottleneck(nn.Module):
 
     def __init__(self, spec: ResNetSpec, in_dim: int, mid_dim: int, *, stride: int) -> None:
         super().__init__()
-        norm = functools.partial(BatchNorm, eps=spec.norm_eps, momentum=spec.norm_momentum)
+        conv = functools.partial(Conv, use_bias=spec.is_folded)
         out_dim = mid_dim * spec.expansion
-        self.conv1 = Conv(in_dim, mid_dim, kernel_size=1, use_bias=False)
-        self.bn1 = norm(mid_dim)
-        self.conv2 = Conv(mid_dim, mid_dim, kernel_size=3, stride=stride, padding=1, use_bias=False)
-        self.bn2 = norm(mid_dim)
-        self.conv3 = Conv(mid_dim, out_dim, kernel_size=1, use_bias=False)
-        self.bn3 = norm(out_dim)
+        self.conv1 = conv(in_dim, mid_dim, kernel_size=1)
+        self.bn1 = make_norm(spec, mid_dim)
+        self.conv2 = conv(mid_dim, mid_dim, kernel_size=3, stride=stride, padding=1)
+        self.bn2 = make_norm(spec, mid_dim)
+        self.conv3 = conv(mid_dim, out_dim, kernel_size=1)
+        self.bn3 = make_norm(spec, out_dim)
         self.downsample = make_downsample(spec, in_dim, out_dim, stride=stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -73,8 +88,8 @@ def make_downsample(spec: ResNetSpec, in_dim: int, out_dim: int, *, stride: int)
     """Returns the shortcut's layers: none where it is the identity, else a 1x1 convolution and its norm (option B)."""
     if stride == 1 and in_dim == out_dim:
         return nn.ModuleList([])
-    conv = Conv(in_dim, out_dim, kernel_size=1, stride=stride, use_bias=False)
-    return nn.ModuleList([conv, BatchNorm(out_dim, eps=spec.norm_eps, momentum=spec.norm_momentum)])
+    conv = Conv(in_dim, out_dim, kernel_size=1, stride=stride, use_bias=spec.is_folded)
+    return nn.ModuleList([conv, make_norm(spec, out_dim)])
 
 
 def make_stage(spec: ResNetSpec, in_dim: int, stage: int) -> nn.ModuleList:
@@ -93,8 +108,8 @@ class ResNet(nn.Module):
     def __init__(self, spec: ResNetSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.conv1 = Conv(3, spec.width, kernel_size=7, stride=2, padding=3, use_bias=False)
-        self.bn1 = BatchNorm(spec.width, eps=spec.norm_eps, momentum=spec.norm_momentum)
+        self.conv1 = Conv(3, spec.width, kernel_size=7, stride=2, padding=3, use_bias=spec.is_folded)
+        self.bn1 = make_norm(spec, spec.width)
         in_dim = spec.width
         for stage in range(len(spec.depths)):
             setattr(self, f"layer{stage + 1}", make_stage(spec, in_dim, stage))

@@ -54,7 +54,7 @@ def count_flops(spec: Spec | str, image_size: Any = None, *, mode: str = "forwar
         spec = dataclasses.replace(spec, image_size=parse_image_size(image_size))
     if isinstance(spec, ForeignSpec):
         raise ValueError(f"{spec.family}:{spec.name} has no analytic count; its backend's count_flops counts its graph")
-    families = {"vit": _vit, "vitdet": _vit, "resnet": _resnet, "bit": _bit, "convnext": _convnext}
+    families = {"vit": _vit, "vitdet": _vit, "resnet": _resnet, "bit": _bit, "bit_v1": _bit, "convnext": _convnext}
     by_kind: Counter[str] = Counter()
     for i, (kind, flops) in enumerate(families[spec.family](spec)):  # type: ignore[operator]
         if mode == "train":
@@ -102,12 +102,12 @@ def _block(spec: ViTSpec, block: int) -> Counts:
         window = spec.window_of(block) or spec.grid_size
         num_windows = math.prod(-(-side // of) for side, of in zip(spec.grid_size, window, strict=True))
     in_window = math.prod(window)
-    padded = num_windows * in_window  # padded before the projections, so they run on the padding too
-    yield _linear(padded, width, 3 * width)
+    padded = num_windows * in_window  # of which the attention runs on all, the projections on the tokens of the grid
+    yield _linear(num_tokens, width, 3 * width)
     if isinstance(spec, ViTDetSpec) and spec.rel_pos:
         yield "rel_pos", 2 * padded * sum(window) * width  # each query with its window's rows, and with its columns
     yield _attention(num_windows, in_window, in_window, width)
-    yield _linear(padded, width, width)
+    yield _linear(num_tokens, width, width)
     yield _linear(num_tokens, width, spec.mlp_dim)
     yield _linear(num_tokens, spec.mlp_dim, width)
 
@@ -135,6 +135,7 @@ def _resnet(spec: ResNetSpec) -> Counts:
 
 
 def _bit(spec: BiTSpec) -> Counts:
+    """Yields the layers of BiT, and of V1, which pads otherwise to the same sizes; standardising is no matmul."""
     size = _halved(spec.image_size)
     yield _conv("convolution", size, 7, 3, spec.width)
     size, in_dim = _halved(size), spec.width  # the max-pool

@@ -4,7 +4,6 @@
 of dimensions, says how it is drawn and how it is laid out elsewhere.
 """
 
-import dataclasses
 import math
 import zlib
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ import numpy as np
 from vitcmp.resample import resize
 from vitcmp.specs import (
     BiTSpec,
+    BiTV1Spec,
     ConvNeXtSpec,
     ForeignSpec,
     ResNetSpec,
@@ -46,7 +46,7 @@ def expected_params(spec: Spec | str) -> dict[str, Leaf]:
     spec = get_spec(spec)
     if isinstance(spec, ForeignSpec):
         raise ValueError(f"{spec.family}:{spec.name} has no canonical weights: it is built by {spec.family} itself")
-    families = {"vit": _vit, "vitdet": _vit, "resnet": _resnet, "bit": _bit, "convnext": _convnext}
+    families = {"vit": _vit, "vitdet": _vit, "resnet": _resnet, "bit": _bit, "bit_v1": _bit, "convnext": _convnext}
     return dict(families[spec.family](spec))  # type: ignore[operator]
 
 
@@ -103,7 +103,13 @@ def require_arrays(weights: Mapping[str, np.ndarray], *, source: str = "weights"
 def check_weights(weights: Mapping[str, np.ndarray], spec: Spec | str, *, source: str = "weights") -> None:
     """Raises one ValueError that lists every missing, unexpected, misshapen and non-finite array."""
     require_arrays(weights, source=source)
-    shapes = expected_shapes(spec)
+    check_shapes(weights, expected_shapes(spec), str(spec), source=source)
+
+
+def check_shapes(
+    weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], model: str, *, source: str = "weights"
+) -> None:
+    """Raises one ValueError that lists every missing, unexpected, misshapen and non-finite array of the model."""
     faults = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in weights]
     for name, array in weights.items():
         if name not in shapes:
@@ -114,7 +120,7 @@ def check_weights(weights: Mapping[str, np.ndarray], spec: Spec | str, *, source
         elif not np.isfinite(array).all():
             faults.append(f"{name} has values that are not finite")
     if faults:
-        raise ValueError(f"{source}: {len(faults)} of its arrays do not fit {spec}:\n  " + "\n  ".join(faults))
+        raise ValueError(f"{source}: {len(faults)} of its arrays do not fit {model}:\n  " + "\n  ".join(faults))
 
 
 def fit_image_size(weights: Mapping[str, np.ndarray], spec: Spec | str) -> Weights:
@@ -167,7 +173,9 @@ def fold_batch_norm(weights: Mapping[str, np.ndarray], spec: Spec | str) -> Weig
     spec = get_spec(spec)
     if not isinstance(spec, ResNetSpec):
         raise ValueError(f"spec={spec} must be a ResNet: a {spec.family} has no BatchNorm to fold")
-    check_weights(weights, dataclasses.replace(spec, is_folded=False))
+    if spec.is_folded:
+        raise ValueError(f"spec={spec} is folded already: give the spec that the weights are of")
+    check_weights(weights, spec)
     folded = {name: weights[name] for name in ("fc/kernel", "fc/bias") if name in weights}
     for name in filter(lambda name: name.endswith("/mean"), weights):
         norm = name.removesuffix("/mean")
@@ -306,8 +314,12 @@ def _resnet(spec: ResNetSpec) -> Iterator[tuple[str, Leaf]]:
 
 
 def _bit(spec: BiTSpec) -> Iterator[tuple[str, Leaf]]:
-    yield from _conv("stem/conv", 7, 3, spec.width, bias=False)
+    is_v1 = isinstance(spec, BiTV1Spec)  # whose norms come after the convolutions
+
     in_dim = spec.width
+    yield from _conv("stem/conv", 7, 3, in_dim, bias=False)
+    if is_v1:
+        yield from _norm("stem/norm", in_dim)
     for stage, depth in enumerate(spec.depths):
         mid_dim = spec.width * 2**stage
         out_dim = 4 * mid_dim
@@ -315,12 +327,15 @@ def _bit(spec: BiTSpec) -> Iterator[tuple[str, Leaf]]:
             block = f"stages/{stage}/blocks/{i}"
             if i == 0:
                 yield from _conv(f"{block}/downsample/conv", 1, in_dim, out_dim, bias=False)
+            if i == 0 and is_v1:
+                yield from _norm(f"{block}/downsample/norm", out_dim)
             layers = ((1, in_dim, mid_dim), (3, mid_dim, mid_dim), (1, mid_dim, out_dim))
             for j, (size, conv_in, conv_out) in enumerate(layers, start=1):
-                yield from _norm(f"{block}/norm{j}", conv_in)
                 yield from _conv(f"{block}/conv{j}", size, conv_in, conv_out, bias=False)
+                yield from _norm(f"{block}/norm{j}", conv_out if is_v1 else conv_in)
             in_dim = out_dim
-    yield from _norm("norm", in_dim)
+    if not is_v1:
+        yield from _norm("norm", in_dim)
     if spec.num_classes:
         yield from _linear("head/fc", in_dim, spec.num_classes)
 

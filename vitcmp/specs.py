@@ -10,12 +10,25 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from vitcmp.sizes import (
+    BIG_VISION_BITS,
+    BIG_VISION_VITS,
+    BIT_DEPTHS,
+    CONVNEXT_ALIASES,
+    CONVNEXT_SIZES,
+    RESNET_SIZES,
+    VIT_SIZES,
+)
 from vitcmp.spec_text import did_you_mean, format_image_size, parse_image_size, parse_overrides
 
 __all__ = [
+    "CONVNEXT_SIZES",
+    "FOREIGN",
     "NAMES",
     "NAME_PATTERNS",
+    "RESNET_SIZES",
     "BiTSpec",
+    "BiTV1Spec",
     "BigVisionSpec",
     "ConvNeXtSpec",
     "ForeignSpec",
@@ -29,47 +42,6 @@ __all__ = [
     "get_spec",
     "parse_image_size",
 ]
-
-# Sizes: (width, depth, num_heads, mlp_dim). Ti S: arXiv:2012.12877 Table 1; B L H: arXiv:2010.11929 Table 1;
-# g G: arXiv:2106.04560 Table 2; So400m: arXiv:2305.13035.
-VIT_SIZES = {
-    "ti": (192, 12, 3, 768),
-    "s": (384, 12, 6, 1536),
-    "b": (768, 12, 12, 3072),
-    "l": (1024, 24, 16, 4096),
-    "h": (1280, 32, 16, 5120),
-    "so400m": (1152, 27, 16, 4304),
-    "g": (1408, 40, 16, 6144),
-    "G": (1664, 48, 16, 8192),
-}
-# arXiv:1512.03385, Table 1.
-RESNET_SIZES: dict[int, tuple[str, tuple[int, ...]]] = {
-    18: ("basic", (2, 2, 2, 2)),
-    34: ("basic", (3, 4, 6, 3)),
-    50: ("bottleneck", (3, 4, 6, 3)),
-    101: ("bottleneck", (3, 4, 23, 3)),
-    152: ("bottleneck", (3, 8, 36, 3)),
-}
-# T S B L XL: arXiv:2201.03545, section 3; atto to nano: arXiv:2301.00808, Appendix A.1.
-CONVNEXT_SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "atto": ((2, 2, 6, 2), (40, 80, 160, 320)),
-    "femto": ((2, 2, 6, 2), (48, 96, 192, 384)),
-    "pico": ((2, 2, 6, 2), (64, 128, 256, 512)),
-    "nano": ((2, 2, 8, 2), (80, 160, 320, 640)),
-    "tiny": ((3, 3, 9, 3), (96, 192, 384, 768)),
-    "small": ((3, 3, 27, 3), (96, 192, 384, 768)),
-    "base": ((3, 3, 27, 3), (128, 256, 512, 1024)),
-    "large": ((3, 3, 27, 3), (192, 384, 768, 1536)),
-    "xlarge": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
-}
-# arXiv:1912.11370, section 3.1, and R26 of arXiv:2106.10270, section 3.3; the width factor is 1 to 4.
-BIT_DEPTHS: dict[int, tuple[int, ...]] = {
-    26: (2, 2, 2, 2),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
-CONVNEXT_ALIASES = {"t": "tiny", "s": "small", "b": "base", "l": "large", "xl": "xlarge"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -253,7 +225,8 @@ class ConvNeXtSpec(Spec):
 class BiTSpec(Spec):
     """BiT's ResNet V2 of arXiv:1912.11370: pre-activation, GroupNorm, weight standardisation; timm's `resnetv2_*_bit`.
 
-    Bottlenecks with the stride in the 3x3 convolution; `width_factor` multiplies every width.
+    Bottlenecks with the stride in the 3x3 convolution; `width_factor` multiplies every width. big_vision's
+    `bit_paper` is `stem_pad=lowest,weight_eps=1e-10`.
     """
 
     family: ClassVar[str] = "bit"
@@ -280,33 +253,78 @@ class BiTSpec(Spec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class BiTV1Spec(BiTSpec):
+    """big_vision's `models/bit.py`: a ResNet V1 with the V2's GroupNorm and weight standardisation, and SAME padding.
+
+    Here `weight_eps` is added to the deviation, not to the variance.
+    """
+
+    family: ClassVar[str] = "bit_v1"
+    norm_eps: float = 1e-6
+    weight_eps: float = 1e-5
+    stem_pad: Literal["lowest"] = "lowest"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ForeignSpec(Spec):
     """A model of another library behind our interface: its sizes and numerics are its own, and so are its weights."""
 
     backend: ClassVar[str]  # the only one that has it
     name: str  # by that library
 
+    def require_backend(self, backend: str) -> None:
+        """Raises ValueError where the backend is not the one that has the library."""
+        if backend != self.backend:
+            raise ValueError(f"{self.family}:{self.name} runs on backend={self.backend} only, not on {backend}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimmSpec(ForeignSpec):
-    """Any model of timm: `timm:convnextv2_tiny`."""
+    """Any model of timm: `timm:convnextv2_tiny`, or with the tag of a configuration: `timm:resnet18.a1_in1k`."""
 
     family: ClassVar[str] = "timm"
     backend: ClassVar[str] = "torch"
 
+    def _check(self) -> None:
+        super()._check()
+        is_name = re.fullmatch(r"\w+(\.\w+)?", self.name) is not None
+        _require(self, "name", is_name, "a name of timm.list_models(); a model of a hub is given by --weights")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BigVisionSpec(ForeignSpec):
-    """A model of google-research/big_vision, found at BIG_VISION_PATH: `big_vision:vit/B/16`, `big_vision:bit/50`."""
+    """A model of google-research/big_vision, found at BIG_VISION_PATH: `big_vision:vit/B/16`, `big_vision:bit/50`.
+
+    `bit/50x3` is three times as wide; `bit` is its ResNet V1 with GroupNorm, `bit_paper` BiT's ResNet V2. A ViT pools
+    by `gap` unless told otherwise, as its code does.
+    """
 
     family: ClassVar[str] = "big_vision"
     backend: ClassVar[str] = "jax"
+    pool: Literal["gap", "map", "tok"] = "gap"
+    pos_embed: Literal["learned", "sincos2d"] = "learned"
+    rep_size: int = 0  # width of the tanh pre-logits layer; 0 has none, true is the model's width
+
+    def _check(self) -> None:
+        super()._check()
+        vits, bits = "|".join(BIG_VISION_VITS), "|".join(map(str, BIG_VISION_BITS))
+        match = re.fullmatch(rf"vit/({vits})(/(?P<patch>[1-9]\d*))?|bit(_paper)?/({bits})(x[1-4])?", self.name)
+        allowed = f"vit/SIZE or vit/SIZE/PATCH (SIZE: {vits}), bit/N, bit/NxWIDTH or bit_paper/... (N: {bits}; 1 to 4)"
+        _require(self, "name", match is not None, allowed.replace("|", " "))
+        assert match is not None
+        patch_size = int(match["patch"] or 16)
+        _require(self, "rep_size", self.rep_size >= 0, "0 (none), true (the width), or a width")
+        if self.name.startswith("bit") and (self.pool, self.pos_embed, self.rep_size) != ("gap", "learned", 0):
+            raise ValueError(f"{self.name} has no pool, pos_embed and rep_size to choose: those are a vit's")
+        if self.name.startswith("vit") and min(self.image_size) < patch_size:
+            size = format_image_size(self.image_size)
+            raise ValueError(f"image_size={size} is smaller than one patch of {patch_size} pixels")
 
 
 FOREIGN: dict[str, type[ForeignSpec]] = {cls.family: cls for cls in (TimmSpec, BigVisionSpec)}
 NAME_PATTERNS = (
-    "vit_SIZEPATCH, vitdet_SIZEPATCH (SIZE: {}; PATCH in pixels), resnetN (N: {}), bit_rNxW (N: {}; W: 1 to 4), "
-    "convnext_SIZE ({}), timm:NAME (torch), big_vision:NAME (JAX)".format(
+    "vit_SIZEPATCH, vitdet_SIZEPATCH (SIZE: {}; PATCH in pixels), resnetN (N: {}), bit_rNxW and bit_v1_rNxW (N: {}; "
+    "W: 1 to 4), convnext_SIZE ({}), timm:NAME (torch), big_vision:NAME (JAX)".format(
         *(" ".join(map(str, sizes)) for sizes in (VIT_SIZES, RESNET_SIZES, BIT_DEPTHS, CONVNEXT_SIZES))
     )
 )
@@ -314,7 +332,7 @@ NAME_PATTERNS = (
 NAMES = (
     *(f"{family}_{size}{patch}" for family in ("vit", "vitdet") for size in VIT_SIZES for patch in (8, 14, 16, 32)),
     *(f"resnet{depth}" for depth in RESNET_SIZES),
-    *(f"bit_r{depth}x{width}" for depth in BIT_DEPTHS for width in range(1, 5)),
+    *(f"{family}_r{depth}x{width}" for family in ("bit", "bit_v1") for depth in BIT_DEPTHS for width in range(1, 5)),
     *(f"convnext_{size}" for size in CONVNEXT_SIZES),
 )
 
@@ -332,8 +350,8 @@ def get_spec(name: str | Spec) -> Spec:
         raise ValueError(f"model {name!r} must be a name, such as 'vit_b16:pool=gap', or a spec")
     base, _, overrides = name.strip().partition(":")
     if base in FOREIGN:
-        theirs, _, overrides = overrides.partition(":")
-        base = f"{base}:{theirs}"
+        theirs, *rest = re.split("[:,]", overrides, maxsplit=1)  # lists of models put a comma before a field
+        base, overrides = f"{base}:{theirs}", "".join(rest)
     cls, fields = _named(base)
     try:
         return cls(**fields | parse_overrides(cls, base, overrides))
@@ -352,8 +370,9 @@ def _named(base: str) -> tuple[type[Spec], dict[str, Any]]:
     if (match := re.fullmatch(r"resnet([1-9][0-9]*)", base)) and int(match[1]) in RESNET_SIZES:
         block, depths = RESNET_SIZES[int(match[1])]
         return ResNetSpec, {"block": block, "depths": depths}
-    if (match := re.fullmatch(r"bit_r([1-9][0-9]*)x([1-9][0-9]*)", base)) and int(match[1]) in BIT_DEPTHS:
-        return BiTSpec, {"depths": BIT_DEPTHS[int(match[1])], "width_factor": int(match[2])}
+    if (match := re.fullmatch(r"(bit|bit_v1)_r([1-9][0-9]*)x([1-9][0-9]*)", base)) and int(match[2]) in BIT_DEPTHS:
+        cls = BiTSpec if match[1] == "bit" else BiTV1Spec
+        return cls, {"depths": BIT_DEPTHS[int(match[2])], "width_factor": int(match[3])}
     if match := re.fullmatch(r"convnext_([a-z]+)", base):
         size = CONVNEXT_ALIASES.get(match[1], match[1])
         if size in CONVNEXT_SIZES:

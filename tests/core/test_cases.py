@@ -39,6 +39,23 @@ def test_the_article_preset_is_the_articles_grid():
     assert {"channels_last", "nchw"} == {case.layout for case in cases}
 
 
+def test_the_vit_papers_preset_is_its_figure_12():
+    cases = make(get_preset("vit_paper", "gpu"), "torch", GPU)
+    models = {"bit_r50x1", "bit_r50x2", "bit_r152x4", "vit_b32", "vit_l32", "vit_b16", "vit_l16", "vit_h14"}
+    assert {(case.model, case.image_size) for case in cases} == {
+        (model, size) for model in models for size in ("64", "128", "224", "384", "512")
+    }
+    assert len({case.batch_size for case in cases}) == 6
+
+
+def test_a_folded_spec_has_no_batch_norm_to_choose_and_is_not_trained():
+    grid = dataclasses.replace(get_preset("quick", "cpu"), models=("resnet18:is_folded=true", "resnet18"))
+    grid = dataclasses.replace(grid, batch_norm=("kept", "folded"), image_sizes=("64",))
+    assert [case.batch_norm for case in make(grid)] == [None, "kept", "folded"]
+    with pytest.raises(ValueError, match="is_folded=true cannot be trained"):
+        make(dataclasses.replace(grid, mode="train"))
+
+
 @pytest.mark.parametrize(
     "backend, device, changes",
     [
@@ -148,13 +165,78 @@ def test_naming_the_numerics_does_not_bring_back_kernels_that_the_device_lacks()
     assert {case.attention for case in make(grid)} == {"math", "flash", "flex", None}
 
 
-@pytest.mark.parametrize("model", ["vit_b16", "vitdet_b16", "vit_b16:pool=map,image_size=256"])
-def test_the_pallas_kernel_is_unsupported_where_its_blocks_of_128_tokens_do_not_fit(model):
-    axes = {"platform": "tpu", "backend": "jax", "numerics": "bfloat16", "attention": "pallas"}
-    assert "multiples of 128" in why_unsupported(get_spec(model), **axes)
-    assert why_unsupported(get_spec("vit_b16:pool=gap,image_size=256"), **axes) is None
+@pytest.mark.parametrize(
+    ("kernel", "mode", "model", "words"),
+    [
+        ("pallas", "forward", "vit_b16", None),  # 197 tokens: no multiple of 128
+        ("pallas", "train", "vitdet_b16:pool=map", None),
+        ("pallas", "forward", "vit_b16:num_heads=4", "head_dim of 1 to 128, 256, 384 ..., this model has 192"),
+        ("cudnn", "forward", "vit_b16", None),
+        ("cudnn", "forward", "vit_b16:num_heads=64", "head_dim of 8, 16 ... 256, this model has 12"),
+        ("cudnn", "forward", "vit_b16:num_heads=2", "head_dim of 8, 16 ... 256, this model has 384"),
+        ("cudnn", "train", "vitdet_b16", None),
+        ("cudnn", "train", "vitdet_b16:window_size=7,image_size=240", "even numbers of tokens, this model has 49, 225"),
+        ("cudnn", "train", "vitdet_b16:window_size=7,rel_pos=false", None),
+        ("cudnn", "forward", "vitdet_b16:window_size=7", None),
+    ],
+)
+def test_what_a_fused_kernel_of_jax_does_not_take_is_known_beforehand(kernel, mode, model, words):
+    platform = "tpu" if kernel == "pallas" else "gpu"
+    axes = {"platform": platform, "backend": "jax", "numerics": "bfloat16", "attention": kernel, "mode": mode}
+    reason = why_unsupported(get_spec(model), **axes)
+    assert reason is None if words is None else words in reason
 
 
 def test_an_empty_list_is_an_error_and_not_the_preset():
     with pytest.raises(ValueError, match="models is empty"):
         check_names({"models": ()}, ("jax",))
+
+
+FOREIGN = ("timm:resnet18", "big_vision:vit/B/16", "vit_ti16", "resnet18")
+
+
+def foreign_grid(**changes) -> Grid:
+    """Every kernel and layout, none of them asked for by name unless the changes say so."""
+    return dataclasses.replace(
+        get_preset("quick", "cpu"),
+        **{"models": FOREIGN, "image_sizes": ("8x64",), "attention": ATTENTION, "layout": LAYOUT, **changes},
+    )
+
+
+@pytest.mark.parametrize(("backend", "theirs"), [("torch", "timm:resnet18"), ("jax", "big_vision:vit/B/16")])
+def test_a_foreign_model_is_swept_by_its_own_backend_with_the_version_of_its_library(backend, theirs):
+    versions = {"torch": "2.15", "timm": "1.0", "big_vision": "sha256:1"}
+    grid = foreign_grid(image_sizes=("64",))
+    cases = make_cases(grid, backend, dataclasses.replace(CPU, versions=versions), framework_version="2.15")
+    assert {case.model for case in cases} == {theirs, "vit_ti16", "resnet18"}
+    mine = [case for case in cases if case.model == theirs]
+    library = {"torch": "timm 1.0", "jax": "big_vision sha256:1"}[backend]
+    assert {case.framework_version for case in mine} == {f"2.15 ({library})"}
+    assert {case.framework_version for case in cases} - {mine[0].framework_version} == {"2.15"}
+    assert {case.layout for case in mine} == set(LAYOUT[backend]) and {case.batch_norm for case in mine} == {None}
+    assert mine[0].resolve_spec() == dataclasses.replace(get_spec(theirs), image_size=(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("backend", "model", "named", "kernels"),
+    [
+        ("torch", "timm:resnet18", (), {None}),
+        ("torch", "timm:resnet18", ("attention",), set(ATTENTION["torch"])),
+        ("jax", "big_vision:vit/B/16", ("attention",), {None}),
+    ],
+)
+def test_a_foreign_model_chooses_its_attention_unless_kernels_are_named(backend, model, named, kernels):
+    cases = make(foreign_grid(models=(model,), image_sizes=("64",), named=named), backend)
+    assert {case.attention for case in cases} == kernels
+
+
+def test_a_foreign_model_that_no_backend_of_the_sweep_has_is_a_fault():
+    with pytest.raises(ValueError, match="'timm:resnet18' needs backend torch, the sweep has jax") as error:
+        check_names({"models": FOREIGN}, ("jax",))
+    assert "big_vision" not in str(error.value)
+    check_names({"models": FOREIGN}, ("jax", "torch"))
+
+
+def test_the_time_of_a_foreign_model_is_guessed_at_any_size_and_grows_with_it():
+    small, large = (make(foreign_grid(models=("timm:resnet18",), image_sizes=(size,)))[0] for size in ("8x64", "1024"))
+    assert 3 < estimate_s(small) < estimate_s(large)

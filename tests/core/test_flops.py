@@ -17,9 +17,12 @@ PINNED = {
     ("convnext_b", 1024): 641_724_268_544,
     ("resnet50", 224): 8_178_368_512,
     ("resnet50", 1024): 170_829_709_312,
-    (f"{SAM},neck_dim=256", 1024): 972_077_334_528,
+    ("bit_r50x1", 224): 8_178_368_512,  # ResNet-50's: norms cost nothing here, and neither do standardised weights
+    ("bit_v1_r50x1", 224): 8_178_368_512,
+    ("bit_r152x4", 224): 365_554_565_120,
+    (f"{SAM},neck_dim=256", 1024): 941_727_350_784,
     (f"{SAM},rel_pos=off,window_size=16", 1024): 932_544_774_144,
-    (f"{SAM},rel_pos=off", 1024): 960_727_744_512,
+    (f"{SAM},rel_pos=off", 1024): 930_377_760_768,
 }
 
 
@@ -39,7 +42,7 @@ def test_totals_are_the_pinned_ones(model, image_size):
             1024,
             {
                 "patch_embed": 4_831_838_208,
-                "linear": 726_134_685_696,
+                "linear": 695_784_701_952,
                 "rel_pos": 4_907_139_072,
                 "attention": 229_761_220_608,
                 "convolution": 6_442_450_944,
@@ -69,10 +72,17 @@ def test_padded_windows_are_counted_as_executed():
     count = count_flops(model, "48x80")  # 3x5 patches, padded to 4x6: six windows of four tokens
     assert count.by_kind == {
         "patch_embed": 2 * 15 * (16 * 16 * 3) * 2,
-        "linear": 2 * 24 * (2 * 6 + 2 * 2) + 2 * 15 * (2 * 3 + 3 * 2),
+        "linear": 2 * 15 * (2 * 6 + 2 * 2 + 2 * 3 + 3 * 2),
         "rel_pos": 2 * 24 * 2 * (2 + 2),
         "attention": 2 * 6 * (4 * 4 * 2) * 2,
     }
+
+
+@pytest.mark.parametrize(("options", "samvit"), [(",neck_dim=256", 972_077_334_528), (",rel_pos=off", 960_727_744_512)])
+def test_timms_samvit_has_the_projections_of_its_padding_on_top(options, samvit):
+    """64 x 64 patches are padded to 70 x 70 in the 8 blocks that have windows; ours projects the patches alone."""
+    padding = 8 * 2 * (70**2 - 64**2) * (768 * 3 * 768 + 768 * 768)
+    assert count_flops(f"{SAM}{options}", 1024).total + padding == samvit
 
 
 def test_windows_that_divide_the_grid_cost_no_padding():
@@ -95,6 +105,7 @@ def test_global_blocks_in_every_place_are_a_plain_vit():
     ("model", "image_size", "same_as"),
     [
         ("resnet50", "63x95", "64x96"),  # its strides pad, and so round up
+        ("bit_r50x1", "63x95", "64x96"),
         ("vit_b16", "79x95", "64x80"),  # these drop what does not fill a patch
         ("vitdet_b16", "79x95", "64x80"),
         ("convnext_b", "67x35", "64x32"),
@@ -144,5 +155,7 @@ def test_parameters_are_the_published_counts():
     # timm's ViT-B/16 has 768 more: the class token's position, which ours folds into the token.
     assert count_params("vit_b16") == 86_567_656 - 768
     assert count_params("convnext_b") == 88_591_464
-    assert count_params("resnet50") == 25_557_032
+    assert count_params("resnet50") == count_params("bit_v1_r50x1") == 25_557_032
+    assert count_params("bit_r50x1") == 25_549_352
+    assert count_params("bit_r152x4") == 936_533_224
     assert count_params(f"{SAM},neck_dim=256,image_size=1024") == 89_670_912

@@ -31,6 +31,7 @@ MODELS = {
     "vitdet-no-rel-pos": f"vitdet_ti16:{VIT},window_size=4,global_blocks=0,rel_pos=off",
     "resnet-basic": "resnet18:depths=1x1,width=8,num_classes=10,image_size=75x106",
     "resnet-bottleneck": "resnet50:depths=1x2,width=8,num_classes=10,image_size=75x106",
+    "bit": "bit_r50x1:depths=1,num_classes=10,image_size=33x46",
     "convnext": "convnext_atto:depths=1x1,widths=8x12,num_classes=10,image_size=75x106",
 }
 LEARNING_RATE, WEIGHT_DECAY, ADAM_EPS = 1e-3, 1e-4, 1e-8  # the defaults of make_optimizer
@@ -189,9 +190,12 @@ def float32_bound(model: str) -> float:
 
 
 @pytest.mark.parametrize("run", [jax_gradients, torch_gradients])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "bit"])
 def test_float32_stays_within_its_rounding(name, run):
-    """Left out: ResNet's gradients, which jump where rounding flips a ReLU or which of two values is the maximum."""
+    """Left out: ResNet's gradients, which jump where rounding flips a ReLU or which of two values is the maximum.
+
+    So do BiT's, and it has no statistics beside them.
+    """
     loss, arrays = run(MODELS[name], "float32")
     exact_loss, exact = torch_gradients(MODELS[name], "float64")
     bound = float32_bound(MODELS[name])
