@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vitcmp.schema import FINAL, METHOD_VERSION, SCHEMA, STATUSES, Record, validate_record
@@ -30,11 +30,14 @@ class RecordError(ValueError):
 class RecordStore:
     """The records in a folder. Any number of processes may append to `path`; other `*.jsonl` files are only read.
 
-    `notes` says what `load` set aside or passed over.
+    They are of one `schema`, and `validate` returns the faults of one of them. `notes` says what `load` set aside or
+    passed over.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self, folder: str | Path, *, schema: str = SCHEMA, validate: Callable[[Record], list[str]] = validate_record
+    ) -> None:
+        self.folder, self.schema, self.validate = Path(folder), schema, validate
         self.path = self.folder / "records.jsonl"
         self.notes: list[str] = []
 
@@ -83,7 +86,7 @@ class RecordStore:
         which the message names.
         """
         try:
-            if faults := validate_record(record):
+            if faults := self.validate(record):
                 raise RecordError(f"not a valid record: {'; '.join(faults)}")
             line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
             is_new = not self.path.exists()
@@ -144,27 +147,35 @@ class RecordStore:
         last = max((i for i, line in enumerate(lines, start=1) if line.strip()), default=0)
         for i, line in enumerate(lines[:last], start=1):
             record = _parse(line)
+            if record is not None and path != self.path and self._is_of_another_kind(record):
+                self.notes.append(f"{path}: passed over, its schema is {record['schema']!r}")
+                return
             if record is not None:
-                yield _checked(record, f"{path}:{i}")
+                yield self._checked(record, f"{path}:{i}")
             elif i == last:
                 self.notes.append(f"{path}:{i}: a torn last line of {len(line)} bytes was passed over")
             elif line.strip():
                 raise RecordError(f"{path}:{i}: not a JSON object: {line[:60]!r}")
 
+    def _checked(self, record: Record, where: str) -> Record:
+        if record.get("schema") != self.schema:
+            raise RecordError(
+                f"{where}: schema is {record.get('schema')!r}, expected {self.schema!r}; "
+                "move the file out of the folder"
+            )
+        if faults := self.validate(record):
+            raise RecordError(f"{where}: {'; '.join(faults)}")
+        return record
+
+    def _is_of_another_kind(self, record: Record) -> bool:
+        """Says whether the record is vitcmp's, and no other version of these: an experiment's, in a folder below."""
+        name = str(record.get("schema")).partition("/")[0]
+        return name.startswith("vitcmp-") and name != self.schema.partition("/")[0]
+
 
 def latest(records: list[Record]) -> dict[tuple[str, int], Record]:
     """Returns the last record of every (case id, run)."""
     return {(record["case_id"], record["run"]): record for record in records}
-
-
-def _checked(record: Record, where: str) -> Record:
-    if record.get("schema") != SCHEMA:
-        raise RecordError(
-            f"{where}: schema is {record.get('schema')!r}, expected {SCHEMA!r}; move the file out of the folder"
-        )
-    if faults := validate_record(record):
-        raise RecordError(f"{where}: {'; '.join(faults)}")
-    return record
 
 
 def _parse(line: bytes) -> Record | None:

@@ -120,16 +120,16 @@ def run_job(
     log = job_log(job, folder)
     log.parent.mkdir(parents=True, exist_ok=True)
     request = {"case": job.case.to_json(), "run": job.run, "weights_path": weights_path}
-    record, kills = job.case.new_record(job.run), _oom_kills()
+    record, kills = job.case.new_record(job.run), count_oom_kills()
     outcome = run_child(worker, request, log=log, interrupt=interrupt, timeout_s=timeout_s, env=child_env(job.case))
     faults = [] if outcome.result is None else validate_record(outcome.result)
     if outcome.result is not None and not faults:  # also where the stop or the time-out came after it was measured
         return outcome.result
     record["ended_at"] = timestamp()
-    record["status"], message = _classify(outcome, interrupt, _oom_kills() > kills, timeout_s)
+    record["status"], message = classify_end(outcome, interrupt, count_oom_kills() > kills, timeout_s)
     if faults:
         message = f"the child's record is not valid: {'; '.join(faults)}"
-    record["error"] = {"type": None, "message": message, "traceback": _tail(log), "stage": None}
+    record["error"] = {"type": None, "message": message, "traceback": last_words(log), "stage": None}
     return record
 
 
@@ -203,18 +203,21 @@ def kill_group(child: subprocess.Popen) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def probe(backend: str, platform: str, *, weights_path: str | None, models: tuple[str, ...]) -> Device:
-    """Asks a child of the backend for its device, and whether the weights fit the models. Raises ProbeError."""
-    request = {"backend": backend, "platform": platform, "weights_path": weights_path, "models": models}
+def probe(
+    backend: str, platform: str, *, weights_path: str | None, models: tuple[str, ...], image_sizes: tuple[str, ...] = ()
+) -> Device:
+    """Asks a child of the backend for its device, and whether weights and images fit the models. Raises ProbeError."""
+    request: dict[str, Any] = {"backend": backend, "platform": platform, "weights_path": weights_path}
+    request |= {"models": models, "image_sizes": image_sizes}
     env = child_env(None, platform=platform)
     with Interrupt() as interrupt, tempfile.TemporaryDirectory(prefix="vitcmp-") as temporary:
         log = Path(temporary) / "probe.log"
         outcome = run_child(WORKER, {"probe": request}, log=log, interrupt=interrupt, timeout_s=300, env=env)
-        last_words = _tail(log)
+        said = last_words(log)
     if interrupt.requested:
         raise KeyboardInterrupt
     if outcome.result is None:
-        raise ProbeError(f"backend={backend}: its process ended with exit code {outcome.returncode}:\n{last_words}")
+        raise ProbeError(f"backend={backend}: its process ended with exit code {outcome.returncode}:\n{said}")
     if "error" in outcome.result:
         raise ProbeError(f"backend={backend}: {outcome.result['error']}")
     return Device(**outcome.result["device"])
@@ -249,7 +252,7 @@ def child_env(case: Case | None, *, platform: str | None = None) -> dict[str, st
     return env
 
 
-def _classify(outcome: Outcome, interrupt: Interrupt, oom_killed: bool, timeout_s: float) -> tuple[str, str]:
+def classify_end(outcome: Outcome, interrupt: Interrupt, oom_killed: bool, timeout_s: float) -> tuple[str, str]:
     if interrupt.requested:
         return "interrupted", f"stopped by {signal.Signals(interrupt.signal_number or 0).name}"
     if outcome.timed_out:
@@ -261,7 +264,7 @@ def _classify(outcome: Outcome, interrupt: Interrupt, oom_killed: bool, timeout_
     return "crashed", f"exit code {outcome.returncode} and no record"
 
 
-def _oom_kills() -> int:
+def count_oom_kills() -> int:
     """Counts the kernel's out-of-memory kills since boot; 0 where it does not say."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/vmstat").read_text().splitlines():
@@ -276,7 +279,7 @@ def _read_result(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _tail(log: Path, num_chars: int = 4000) -> str:
+def last_words(log: Path, num_chars: int = 4000) -> str:
     with contextlib.suppress(OSError):
         return log.read_text(errors="replace")[-num_chars:]
     return ""

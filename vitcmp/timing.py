@@ -1,6 +1,7 @@
 """One timing loop for every framework: warm-up, sampling and the stopping rule of DESIGN.md, section 3.
 
 A call returns when the device is idle, so no framework is named here. Clocks are arguments: the tests bring their own.
+`time_pair` times two calls against each other; vitcmp/compare.py says what follows from that.
 """
 
 import dataclasses
@@ -10,10 +11,12 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vitcmp.stats import median_interval
+from vitcmp.stats import median_interval, round_ratios
 
 Clock = Callable[[], float]
+Call = Callable[[], object]
 
+CLOCKS = ("wall_s", "cpu_s")  # of the wall, and of this process on all its CPUs
 # A throughput sample queues calls for at least this long (so 50-100 ms) ...
 QUEUE_S = 0.05
 # ... and at least this many, so that the host runs ahead of the device, as far as `min_samples` fit in half the cap ...
@@ -34,13 +37,24 @@ class TimingError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rule:
-    """When warm-up and sampling end. A floor wins over a cap: calls of 0.1 ms make 10,000 samples in `min_s`."""
+class WarmUpRule:
+    """When warm-up ends."""
 
     warm_up_min_s: float = 0.3
     warm_up_min_calls: int = 3  # torch's CUDA graphs are recorded in the second call and fast from the third
     warm_up_max_s: float = 10.0
     warm_up_tolerance: float = 0.05
+
+    def __post_init__(self) -> None:
+        faults = [f"{key}={value}" for key, value in dataclasses.asdict(self).items() if not value > 0]
+        if faults:
+            raise ValueError(f"{', '.join(faults)}: every field of {type(self).__name__} must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule(WarmUpRule):
+    """When warm-up and sampling end. A floor wins over a cap: calls of 0.1 ms make 10,000 samples in `min_s`."""
+
     min_samples: int = 30
     min_s: float = 1.0
     max_samples: int = 500
@@ -48,11 +62,34 @@ class Rule:
     half_width: float = 0.01  # of the 95 % interval of the median, relative to the median
 
     def __post_init__(self) -> None:
-        faults = [f"{key}={value}" for key, value in dataclasses.asdict(self).items() if not value > 0]
-        if faults:
-            raise ValueError(f"{', '.join(faults)}: every field of Rule must be positive")
+        super().__post_init__()
         if self.min_samples < FEWEST_SAMPLES:
             raise ValueError(f"min_samples={self.min_samples}: a 95 % interval of a median needs {FEWEST_SAMPLES}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairRule(WarmUpRule):
+    """How two calls are compared: what one process times, and how many processes there are.
+
+    A process times calls of 1 to 20 ms for a second or two, of 1 s for 20 s, of 15 s for a minute and their warm-up for
+    another. Each side has been called before, when the outputs were compared, so two warm-up calls are enough.
+    """
+
+    warm_up_min_calls: int = 2
+    block_s: float = 0.02  # a block of one side's calls lasts so long at least
+    min_rounds: int = 12  # a round is four blocks: ours, theirs, theirs, ours
+    min_s: float = 1.0
+    max_s: float = 20.0  # no further round starts; one round is made, however long
+    half_width: float = 0.01  # of the 95 % interval of the rounds' median ratio
+    min_processes: int = 3
+    max_processes: int = 12
+    max_comparison_s: float = 600.0  # no further process starts, once there are two
+    same_within: float = 0.03
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_processes > self.max_processes:
+            raise ValueError(f"min_processes={self.min_processes} is more than max_processes={self.max_processes}")
 
 
 class WarmUp(NamedTuple):
@@ -77,7 +114,25 @@ class Throughput(NamedTuple):
     converged: bool
 
 
-def warm_up(call: Callable[[], object], rule: Rule, *, clock: Clock = time.perf_counter) -> WarmUp:
+class Blocks(NamedTuple):
+    """The durations of one side's calls, block by block; blocks 2 i and 2 i + 1 are those of round i.
+
+    `cpu_s`, the process's CPU time, is None where its clock is too coarse to tell.
+    """
+
+    wall_s: list[list[float]]
+    cpu_s: list[list[float]] | None
+
+
+class PairTimes(NamedTuple):
+    ours: Blocks
+    theirs: Blocks
+    ours_first: bool
+    is_warm: bool  # both sides' durations had settled
+    converged: bool
+
+
+def warm_up(call: Call, rule: WarmUpRule, *, clock: Clock = time.perf_counter) -> WarmUp:
     """Calls until the durations settle: the medians of the two halves of the recent window agree.
 
     The window is the later half of all calls so far: it forgets a slow start at the speed at which it grows, and a
@@ -99,7 +154,7 @@ def warm_up(call: Callable[[], object], rule: Rule, *, clock: Clock = time.perf_
 
 
 def sample(
-    call: Callable[[], object],
+    call: Call,
     rule: Rule,
     *,
     clock: Clock = time.perf_counter,
@@ -141,6 +196,74 @@ def sample_throughput(
     return Throughput(num_calls, *samples)
 
 
+def time_pair(
+    ours: Call,
+    theirs: Call,
+    rule: PairRule,
+    *,
+    uses: str = "wall_s",
+    ours_first: bool = True,
+    clock: Clock = time.perf_counter,
+    cpu_clock: Clock = time.process_time,
+) -> PairTimes:
+    """Times both calls in this process, in blocks that alternate: ours, theirs, theirs, ours (a round), and again.
+
+    In a round, a linear drift of the machine meets both sides alike, and each side has one block that follows its own
+    kind and one that follows the other's (of a ViT-Ti/16, the second of two in a row was 4 to 5 % faster). `ours_first`
+    says whose block comes first: it should alternate between processes. Rounds are made until the 95 % interval of the
+    median of their ratios, of the clock that `uses` names (wall_s or cpu_s), is within `half_width` of it.
+    """
+    calls = (ours, theirs) if ours_first else (theirs, ours)
+    warm = [warm_up(call, rule, clock=clock) for call in calls]
+    counts = [_calls_per_block(warmth.wall_s, rule) for warmth in warm]
+    wall_s: tuple[list[list[float]], ...] = ([], [])
+    cpu_s: tuple[list[list[float]], ...] = ([], [])
+    start, look_rounds = clock(), rule.min_rounds
+    while True:
+        for i in (0, 1, 1, 0):
+            for times_s, block in zip((wall_s, cpu_s), _time_block(calls[i], counts[i], clock, cpu_clock), strict=True):
+                times_s[i].append(block)
+        num_rounds, elapsed_s = len(wall_s[0]) // 2, clock() - start
+        is_last = elapsed_s >= rule.max_s
+        if is_last or (num_rounds >= look_rounds and elapsed_s >= rule.min_s):
+            converged = _rounds_agree(_counted(wall_s if uses == "wall_s" else cpu_s, uses), rule)
+            if is_last or converged:
+                break
+            look_rounds = math.ceil(LOOK_GROWTH * num_rounds)
+    first, second = (
+        Blocks(wall, cpu if min(map(min, cpu)) > 0 else None) for wall, cpu in zip(wall_s, cpu_s, strict=True)
+    )
+    is_warm = all(warmth.stable for warmth in warm)
+    return PairTimes(*((first, second) if ours_first else (second, first)), ours_first, is_warm, converged)
+
+
+def _calls_per_block(warm_up_s: list[float], rule: PairRule) -> int:
+    return min(MAX_QUEUE_CALLS, math.ceil(rule.block_s / statistics.median(warm_up_s[len(warm_up_s) // 2 :])))
+
+
+def _time_block(call: Call, num_calls: int, clock: Clock, cpu_clock: Clock) -> tuple[list[float], list[float]]:
+    wall_s, cpu_s = [], []
+    for _ in range(num_calls):
+        cpu_start = cpu_clock()
+        wall_s.append(_time_call(call, clock))
+        cpu_s.append(round(cpu_clock() - cpu_start, 9))
+    return wall_s, cpu_s
+
+
+def _counted(sides: tuple[list[list[float]], ...], uses: str) -> tuple[list[list[float]], ...]:
+    if min(min(block) for side in sides for block in side) <= 0:
+        raise TimingError(f"{uses}: this clock stood still during a call, it is too coarse; take the wall_s")
+    return sides
+
+
+def _rounds_agree(sides: tuple[list[list[float]], ...], rule: PairRule) -> bool:
+    ratios = round_ratios(*sides)
+    if len(ratios) < rule.min_rounds:
+        return False
+    low, high = median_interval(ratios)
+    return (high - low) / 2 <= rule.half_width * statistics.median(ratios)
+
+
 def calls_per_sample(latency_s: float, rule: Rule) -> int:
     """Chooses k for a sample of 50-100 ms: 50 calls of 1 ms, 4 of 80 ms, 2 of 160 ms, 1 of 170 ms or longer.
 
@@ -152,7 +275,7 @@ def calls_per_sample(latency_s: float, rule: Rule) -> int:
     return max(1, at_least, min(MAX_QUEUE_CALLS, math.ceil(QUEUE_S / latency_s)))
 
 
-def _time_call(call: Callable[[], object], clock: Clock) -> float:
+def _time_call(call: Call, clock: Clock) -> float:
     """Returns the duration in seconds, to the nanosecond that the clock resolves."""
     start = clock()
     call()
@@ -167,6 +290,8 @@ def _time_call(call: Callable[[], object], clock: Clock) -> float:
 
 def _halves_agree(wall_s: list[float], tolerance: float) -> bool:
     middle = len(wall_s) // 2
+    if not middle:
+        return False
     first, second = statistics.median(wall_s[:middle]), statistics.median(wall_s[middle:])
     return abs(first - second) <= tolerance * min(first, second)
 

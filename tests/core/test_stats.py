@@ -4,7 +4,18 @@ import math
 import numpy as np
 import pytest
 
-from vitcmp.stats import interval_is_exact, median, median_interval, pooled_median, ratio_interval, verdict
+from vitcmp.stats import (
+    STUDENT_T,
+    binomial_interval,
+    interval_is_exact,
+    median,
+    median_interval,
+    paired_ratio,
+    pooled_median,
+    ratio_interval,
+    round_ratios,
+    verdict,
+)
 
 
 def ranks(num_values, confidence=0.95):
@@ -176,3 +187,82 @@ def test_what_is_no_interval_of_a_ratio_is_refused(interval):
 def test_the_interval_of_many_values_is_that_of_the_normal_approximation():
     low, high = median_interval(np.arange(20_001) / 20_000)
     assert high - low == pytest.approx(2 * 1.96 / 2 / 20_001**0.5, rel=0.01)
+
+
+# Rounds and paired ratios
+
+
+def test_a_rounds_ratio_is_of_the_geometric_means_of_its_two_blocks_medians():
+    a, b = [[1.0, 2.0, 90.0], [8.0], [3.0], [3.0]], [[2.0], [2.0], [1.0], [9.0]]
+    assert round_ratios(a, b) == pytest.approx([2.0, 1.0])
+
+
+def test_sides_of_different_numbers_of_blocks_are_refused():
+    with pytest.raises(ValueError, match="zip"):
+        round_ratios([[1.0], [1.0]], [[1.0]])
+
+
+@pytest.mark.parametrize("degrees", STUDENT_T)
+def test_students_t_holds_95_percent(degrees):
+    t, density = np.linspace(-STUDENT_T[degrees], STUDENT_T[degrees], 200_001), (degrees + 1) / 2
+    scale = math.gamma(density) / math.gamma(degrees / 2) / math.sqrt(degrees * math.pi)
+    assert np.trapezoid(scale * (1 + t**2 / degrees) ** -density, t) == pytest.approx(0.95, abs=3e-5)
+
+
+def test_one_process_gives_the_interval_of_its_rounds():
+    rounds = skewed(np.random.default_rng(0), 30)
+    assert paired_ratio([rounds]) == (pytest.approx(median(rounds)), *median_interval(rounds), 0.95, (1, 1), (30, 30))
+    assert paired_ratio([rounds[:5]]).confidence is None
+
+
+def test_a_few_processes_give_students_interval_of_their_logarithms_widened_by_a_tenth():
+    estimate = paired_ratio([[1.0], [1.0], [math.exp(0.03)]])
+    half = 1.1 * 4.303 * 0.03 / math.sqrt(3) / math.sqrt(3)
+    assert np.log(estimate[:3]) == pytest.approx([0.01, 0.01 - half, 0.01 + half])
+    assert estimate.num_runs == (3, 3)
+
+
+def test_processes_that_agree_by_luck_do_not_narrow_the_interval_below_that_of_their_rounds():
+    rounds = np.exp(0.05 * np.linspace(-1, 1, 31))
+    low, high = median_interval(rounds)
+    estimate = paired_ratio([rounds] * 4)
+    assert [estimate.low, estimate.high] == pytest.approx([low**0.5, high**0.5])
+
+
+def test_from_seven_processes_on_one_that_is_slow_for_its_whole_life_is_left_out():
+    runs = [[math.exp(0.002 * i)] for i in range(-3, 3)]
+    with_outlier = paired_ratio([*runs, [1.15]])
+    assert with_outlier.high < 1.01 < 1.08 < paired_ratio([*runs[1:], [1.15]]).high
+    assert with_outlier.value == pytest.approx(1.0, abs=0.001)
+
+
+def test_swapping_the_sides_inverts_a_paired_ratio():
+    for num_runs in (1, 3, 8):
+        runs = [skewed(np.random.default_rng([i, num_runs]), 21) for i in range(num_runs)]
+        there, back = paired_ratio(runs), paired_ratio([1 / run for run in runs])
+        np.testing.assert_allclose([there.low, there.high], [1 / back.high, 1 / back.low], rtol=1e-12)
+
+
+@pytest.mark.parametrize("num_runs", [2, 3, 5, 8, 12])
+def test_the_interval_of_a_paired_ratio_holds_the_true_one_in_95_of_100_with_however_few_processes(num_runs):
+    rng = np.random.default_rng(num_runs)
+    held = 0
+    for _ in range(400):
+        estimate = paired_ratio(np.exp(0.01 * rng.standard_normal(num_runs))[:, None] * np.ones(12))
+        held += estimate.low <= 1 <= estimate.high
+    assert held >= 380
+
+
+# Clopper and Pearson's intervals, as tabulated.
+@pytest.mark.parametrize(
+    ["num_hits", "num_tries", "expected"],
+    [(0, 100, (0, 0.03622)), (5, 100, (0.01643, 0.11283)), (95, 100, (0.88717, 0.98357)), (10, 10, (0.69150, 1))],
+)
+def test_the_interval_of_a_rate_is_clopper_and_pearsons(num_hits, num_tries, expected):
+    assert binomial_interval(num_hits, num_tries) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(["num_hits", "num_tries"], [(0, 0), (-1, 5), (6, 5)])
+def test_a_rate_of_nothing_or_of_more_hits_than_tries_is_refused(num_hits, num_tries):
+    with pytest.raises(ValueError, match="num_hits"):
+        binomial_interval(num_hits, num_tries)

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from vitcmp import timing
+from vitcmp.stats import median, round_ratios
 from vitcmp.timing import (
     MAX_QUEUE_CALLS,
+    PairRule,
     Rule,
     TimingError,
     calls_per_sample,
     sample,
     sample_throughput,
+    time_pair,
     warm_up,
 )
 
@@ -47,6 +50,32 @@ class FakeHost:
 
     def sample(self, rule=RULE):
         return sample(self.call, rule, clock=self.clock, cpu_clock=self.cpu_clock)
+
+
+class FakePair:
+    """A host with two calls, `o` and `t`; `slow_down(side, i, now_s)` is what the i-th call takes times its length."""
+
+    def __init__(self, ours_s, theirs_s, slow_down=lambda side, i, now_s: 1.0, busy=0.5):
+        self.lengths_s, self.slow_down, self.busy = {"o": ours_s, "t": theirs_s}, slow_down, busy
+        self.now_s, self.order = 1e5, ""
+
+    def call(self, side):
+        self.now_s += self.lengths_s[side] * self.slow_down(side, len(self.order), self.now_s - 1e5)
+        self.order += side
+
+    def time(self, rule=None, **options):
+        return time_pair(
+            lambda: self.call("o"),
+            lambda: self.call("t"),
+            rule or PairRule(),
+            clock=lambda: self.now_s,
+            cpu_clock=lambda: self.now_s * self.busy,
+            **options,
+        )
+
+    def ratio(self, **options):
+        times = self.time(**options)
+        return median(round_ratios(times.ours.wall_s, times.theirs.wall_s))
 
 
 def noisy(median_s, spread, seed=0):
@@ -233,3 +262,121 @@ def test_the_real_clocks_serve():
     samples = sample(lambda: sum(range(1000)), Rule(min_s=0.001, max_s=0.2, min_samples=6, max_samples=20))
     assert min(samples.wall_s) > 0
     assert samples.cpu_s is None or len(samples.cpu_s) == len(samples.wall_s)
+
+
+def test_the_sides_of_a_pair_alternate_so_that_each_is_as_often_first():
+    host = FakePair(0.1, 0.1)
+    times = host.time()
+    order = host.order[-len(times.ours.wall_s) * 2 :]
+    assert order == "otto" * 12
+    host = FakePair(0.1, 0.1)
+    assert host.time(ours_first=False) == times._replace(ours_first=False)
+    assert host.order.endswith("toot" * 12)
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+@pytest.mark.parametrize("true_ratio", [1.0, 1.05, 0.5])
+def test_a_machine_that_slows_down_or_speeds_up_slows_both_sides_alike(true_ratio, ours_first):
+    for drift in (0.1, -0.02):
+        host = FakePair(0.02 * true_ratio, 0.02, lambda side, i, now_s, drift=drift: 1 + drift * now_s)
+        assert host.ratio(ours_first=ours_first) == pytest.approx(true_ratio, rel=0.002)
+
+
+def test_a_side_that_is_slower_after_the_other_one_than_after_itself_has_no_advantage():
+    previous = ""
+
+    def cold_start(side, i, now_s):
+        nonlocal previous
+        is_cold, previous = side != previous, side
+        return 1.05 if is_cold else 1.0
+
+    for ours_first in (True, False):
+        assert FakePair(0.03, 0.03, cold_start).ratio(ours_first=ours_first) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_calls_that_take_twenty_times_as_long_now_and_then_do_not_move_the_ratio():
+    rng = np.random.default_rng(0)
+    host = FakePair(0.004 * 1.05, 0.004, lambda side, i, now_s: 20 if rng.random() < 0.1 else rng.normal(1, 0.01))
+    assert host.ratio() == pytest.approx(1.05, rel=0.01)
+
+
+def test_neighbours_that_come_and_go_for_seconds_do_not_move_the_ratio():
+    host = FakePair(0.01, 0.01, lambda side, i, now_s: 1.6 if int(now_s / 1.7) % 2 else 1.0)
+    assert host.ratio(rule=PairRule(min_s=8.0)) == pytest.approx(1.0, rel=0.005)
+
+
+def test_a_block_lasts_20_ms_on_each_side_however_long_its_calls():
+    times = FakePair(0.001, 0.0061).time()
+    assert {len(block) for block in times.ours.wall_s} == {20}
+    assert {len(block) for block in times.theirs.wall_s} == {4}
+    assert {len(block) for block in FakePair(1e-6, 0.1).time().ours.wall_s} == {MAX_QUEUE_CALLS}
+
+
+@pytest.mark.parametrize(("call_s", "num_rounds"), [(0.005, 13), (0.1, 12), (1.0, 5), (4.0, 2), (15.0, 1)])
+def test_a_pair_is_timed_for_twelve_rounds_or_a_second_or_until_the_cap_and_once_at_least(call_s, num_rounds):
+    times = FakePair(call_s, call_s).time()
+    assert len(times.ours.wall_s) == len(times.theirs.wall_s) == 2 * num_rounds
+    assert times.converged == (num_rounds >= 12)
+
+
+def test_calls_of_fifteen_seconds_take_two_minutes_a_process():
+    host = FakePair(15.0, 15.0)
+    assert not host.time().is_warm
+    assert host.order == "oottotto"
+
+
+def test_more_noise_takes_more_rounds_and_the_cap_ends_them_unconverged():
+    counts, converged = [], []
+    for spread in (0.003, 0.04, 0.3):
+        rng = np.random.default_rng(0)
+        times = FakePair(0.02, 0.02, lambda side, i, now_s, rng=rng, s=spread: math.exp(s * rng.normal())).time()
+        counts.append(len(times.ours.wall_s) // 2)
+        converged.append(times.converged)
+    assert counts[0] < counts[1] < counts[2]
+    assert converged == [True, True, False]
+
+
+def test_the_clock_that_is_used_decides_when_a_pair_has_enough_rounds():
+    """The wall is noisy, the CPU time is not: as where neighbours use the cores."""
+    rng = np.random.default_rng(0)
+    host = FakePair(0.02, 0.02, lambda side, i, now_s: math.exp(0.3 * rng.normal()))
+
+    def time(uses):
+        return time_pair(
+            lambda: host.call("o"),
+            lambda: host.call("t"),
+            PairRule(max_s=5.0),
+            uses=uses,
+            clock=lambda: host.now_s,
+            cpu_clock=lambda: 0.005 * len(host.order),
+        )
+
+    assert not time("wall_s").converged
+    times = time("cpu_s")
+    assert times.converged
+    assert times.ours.cpu_s[0] == pytest.approx([0.005] * len(times.ours.wall_s[0]))
+
+
+def test_a_cpu_clock_that_stands_still_is_unknown_and_is_refused_where_it_should_decide():
+    assert FakePair(0.1, 0.1, busy=0.0).time().ours.cpu_s is None
+    with pytest.raises(TimingError, match="cpu_s: this clock stood still"):
+        FakePair(0.1, 0.1, busy=0.0).time(uses="cpu_s")
+
+
+def test_an_error_of_either_side_is_not_swallowed():
+    with pytest.raises(ZeroDivisionError):
+        time_pair(lambda: 1 / 0, lambda: None, PairRule())
+
+
+@pytest.mark.parametrize("options", [{"min_processes": 13}, {"max_processes": 2}, {"block_s": 0.0}])
+def test_a_rule_for_pairs_has_no_more_processes_at_least_than_at_most_and_positive_fields(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        PairRule(**options)
+
+
+def test_looks_at_a_pair_are_few_so_that_a_lucky_one_does_not_end_it(monkeypatch):
+    looks = []
+    monkeypatch.setattr(timing, "median_interval", lambda ratios: looks.append(len(ratios)) or (0.5, 1.5))
+    FakePair(0.02, 0.02).time()
+    assert looks[:4] == [13, 16, 20, 24]
+    assert len(looks) < 20
