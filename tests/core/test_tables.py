@@ -64,7 +64,8 @@ def test_a_row_has_its_figures_with_units_interval_and_number():
     low, high = (float(x) for x in re.search(r"\[(\S+), (\S+)\]", row).groups())
     assert low < 10.0 < high < 10.1
     # images/s: of the throughput's own 8 ms a call, not of the latency's 10 ms
-    assert re.search(r"10\.00 +\[.*\] +60 +1 +500\.0 +2\.507 +12\.3 +22\.9 +ok", row)
+    assert re.search(r"10\.00 +\[.*\] +60 +1 +500\.0 ±0\.\d+ % +2\.507 +12\.3 +22\.9 +ok", row)
+    assert "60 samples; ± half the width of its 95 % interval" in words(text)
     assert "forward on AMD EPYC (cpu, 2 threads), weights seed:0" in text
     assert "jax 0.10.2" in text
 
@@ -342,6 +343,59 @@ def test_the_report_prints_all_tables_and_says_so_where_there_are_no_records():
     console = Console(width=100, file=io.StringIO())
     print_report(console, [])
     assert console.file.getvalue() == "No records yet.\n"
+
+
+def test_records_of_an_older_method_are_in_no_table_and_one_line_says_how_many():
+    old = [record("jax", 1.0), record("torch", 2.0), failure("torch", run=1)]
+    for one in old:
+        one["method_version"] = 1
+        del one["case"]["batch_norm"]
+    new = [record("jax", 10.0), record("torch", 20.0)]
+    for records in ([*old, *new], [*new, *old]):
+        console = Console(width=200, file=io.StringIO())
+        print_report(console, records)
+        text = console.file.getvalue()
+        note = (
+            "Left out: 3 records of method version 1; these are of version 2, and results of different versions do not"
+        )
+        assert text.count(note) == 1 and text.index(note) < text.index("Best setting")
+        assert "10.00" in text and "JAX 2.00x faster" in text and "1.000" not in text and "What did not run" not in text
+        assert show(best_table(records)) == show(best_table(new))
+        assert show(comparison_table(records)) == show(comparison_table(new))
+        assert show(failures_table(records)).strip() == ""
+    console = Console(width=200, file=io.StringIO())
+    print_report(console, old)
+    assert "1.000" in console.file.getvalue() and "Left out" not in console.file.getvalue()
+
+
+def test_the_two_sides_of_a_point_are_never_of_two_methods():
+    records = [record("jax", 1.0) | {"method_version": 1}, record("torch", 10.0)]
+    assert show(comparison_table(records)).strip() == ""
+
+
+def test_a_folded_batch_norm_competes_with_a_kept_one_and_is_named():
+    folded = record("torch", 9.0, model="resnet50", batch_norm="folded")
+    records = [record("jax", 20.0, model="resnet50"), record("torch", 10.0, model="resnet50"), folded]
+    text = words(show(best_table(records)))
+    assert "eager nchw folded 9.000" in text and "kept" not in text and "10.00" not in text
+    assert "JAX" in (text := words(show(comparison_table(records)))) and "torch 2.22x faster" in text
+    assert "float32 eager nchw folded: 224 px, 1" in words(
+        show(failures_table([failure(model="resnet50", batch_norm="folded")]))
+    )
+
+
+def test_throughput_has_its_spread_and_the_number_of_its_samples():
+    records = [record(ms=ms, run=run, num_values=40) for run, ms in enumerate((10.0, 11.0, 12.0))]
+    text = show(best_table([*records, record("torch", 10.0)]))
+    # medians of 8, 8.8 and 9.6 ms a call: 113.6 images/s, of which 104 to 125 were seen
+    assert re.search(r" 113\.6 ±9\.\d %\* ", text)
+    assert "with calls queued, 60 to 120 samples; ± half" in words(text)
+
+
+def test_another_librarys_model_has_the_flops_of_its_graph():
+    foreign = record()
+    foreign["flops"] = {"analytic": None, "counted": 3_000_000_000, "by_kind": None, "step": None}
+    assert " 3.000 " in show(best_table([foreign]))
 
 
 def test_a_record_with_a_spec_of_another_version_does_not_stop_the_report():

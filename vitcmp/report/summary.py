@@ -14,13 +14,13 @@ from vitcmp.backend import NUMERICS
 from vitcmp.devices import peak_flops
 from vitcmp.parity import ParityResult, compare_outputs
 from vitcmp.records import Record, latest
-from vitcmp.specs import parse_image_size
+from vitcmp.specs import FOREIGN, parse_image_size
 from vitcmp.stats import Estimate, pooled_median, ratio_interval
 
 Case = Mapping[str, Any]
 Runs = list[list[float]]
 # What may be chosen for a point, which is the rest of a case: the two frameworks meet in a point.
-CHOICES = ("backend", "attention", "compile", "layout", "framework_version", "max_sampling_s")
+CHOICES = ("backend", "attention", "compile", "layout", "batch_norm", "framework_version", "max_sampling_s")
 # What is shown together: one device, one kind of step, one set of weights.
 CONTEXT = ("mode", "platform", "device_name", "num_threads", "weights")
 CONTENDED = 0.05  # share of the machine that others used, above which a timing is marked
@@ -45,9 +45,17 @@ class Setting:
         runs = [r["throughput"] for r in self.ok if r["throughput"]]
         return pooled_median([[s / run["calls_per_sample"] for s in run["wall_s"]] for run in runs]) if runs else None
 
+    @functools.cached_property
+    def images_per_s(self) -> Estimate | None:
+        if self.call_s is None:
+            return None
+        value, low, high, batch_size = *self.call_s[:3], self.case["batch_size"]
+        return self.call_s._replace(value=batch_size / value, low=batch_size / high, high=batch_size / low)
+
     @property
-    def images_per_s(self) -> float | None:
-        return self.case["batch_size"] / self.call_s.value if self.call_s else None
+    def image_flops(self) -> int | None:
+        """FLOPs of one image's forward pass: from the spec, or as the framework counts another library's model."""
+        return self.first("flops", "analytic") or self.first("flops", "counted")
 
     @property
     def peak_share(self) -> float | None:
@@ -92,7 +100,7 @@ class Setting:
 
     def describe(self, *names: str) -> str:
         """Returns the choices by name, as `bfloat16 flash default nchw`."""
-        return " ".join(str(self.case[name]) for name in names if self.case[name] is not None)
+        return describe_choices(self.case, *names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +140,27 @@ class Comparison:
         return max(0.0, (start_b - end_a).total_seconds(), (start_a - end_b).total_seconds())
 
 
+def describe_choices(case: Case, *names: str) -> str:
+    """Returns the choices by name; a BatchNorm that is kept, as the model has it, goes without saying."""
+    values = (case.get(name) for name in names)  # records of method version 1 have no batch_norm
+    return " ".join(str(value) for value in values if value not in (None, "kept"))
+
+
+def split_methods(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Splits records into those of the newest method version, and the older ones, which do not compare with them."""
+    newest = max((record["method_version"] for record in records), default=0)
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for record in records:
+        sides[record["method_version"] < newest].append(record)
+    return sides
+
+
 def settings_of(records: Sequence[Record]) -> list[Setting]:
-    """Gathers records into settings, sorted by model as first seen, image size, batch size, backend and numerics."""
+    """Gathers records into settings, sorted by model as first seen, image size, batch size, backend and numerics.
+
+    Of records of several method versions only the newest are gathered.
+    """
+    records, _ = split_methods(records)
     cases: dict[str, list[Record]] = {}
     for record in latest(list(records)).values():
         cases.setdefault(record["case_id"], []).append(record)
@@ -165,7 +192,7 @@ def comparisons_of(settings: Sequence[Setting]) -> list[Comparison]:
     """Compares the frameworks at every point that both have, and where their best numerics differ, best with best."""
     comparisons = []
     for family in by_keys(settings, *CONTEXT, "model", "image_size", "batch_size"):
-        pairs = [_best_pair(point) for point in _points(family)]
+        pairs = [_best_pair(point) for point in points_of(family)]
         comparisons += [_compare(*pair) for pair in pairs if pair]
         overall = _best_pair(family)
         if overall and overall[0].case["numerics"] != overall[1].case["numerics"]:
@@ -173,15 +200,24 @@ def comparisons_of(settings: Sequence[Setting]) -> list[Comparison]:
     return comparisons
 
 
+def points_of(settings: Iterable[Setting]) -> list[list[Setting]]:
+    """Splits settings into points: those of one are choices of how to compute the same thing, in either framework."""
+    points: dict[str, list[Setting]] = {}
+    for setting in settings:
+        point = {key: value for key, value in setting.case.items() if key not in CHOICES}
+        points.setdefault(json.dumps(point, sort_keys=True), []).append(setting)
+    return list(points.values())
+
+
 def unmatched(settings: Sequence[Setting]) -> list[Setting]:
-    """Returns one measured setting of every point that only one framework has."""
-    timed = [setting for setting in settings if setting.latency]
-    return [p[0] for p in _points(timed) if len({setting.case["backend"] for setting in p}) == 1]
+    """Returns one measured setting of every point that only one framework has, and that the other could have."""
+    timed = [setting for setting in settings if setting.latency and setting.case["spec"].get("family") not in FOREIGN]
+    return [p[0] for p in points_of(timed) if len({setting.case["backend"] for setting in p}) == 1]
 
 
 def differing(settings: Sequence[Setting]) -> Iterator[tuple[Setting, Setting, ParityResult]]:
     """Gives every setting but the best whose outputs differ from those of the other framework's best, and that best."""
-    for point in _points(settings):
+    for point in points_of(settings):
         pair = _best_pair(point) or ()
         for setting, best in ((s, b) for s in point for b in pair if s.ok and s not in pair):
             if best.case["backend"] != setting.case["backend"]:
@@ -199,14 +235,6 @@ def _order(case: Case, models: list[str]) -> tuple[Any, ...]:
     height, width = parse_image_size(case["image_size"])
     numerics = list(NUMERICS).index(case["numerics"]) if case["numerics"] in NUMERICS else len(NUMERICS)
     return models.index(case["model"]), height * width, case["batch_size"], case["backend"], numerics
-
-
-def _points(settings: Iterable[Setting]) -> list[list[Setting]]:
-    points: dict[str, list[Setting]] = {}
-    for setting in settings:
-        point = {key: value for key, value in setting.case.items() if key not in CHOICES}
-        points.setdefault(json.dumps(point, sort_keys=True), []).append(setting)
-    return list(points.values())
 
 
 def _best_pair(settings: Sequence[Setting]) -> tuple[Setting, Setting] | None:
@@ -231,7 +259,7 @@ def _compare_overall(jax: Setting, torch: Setting, family: Sequence[Setting]) ->
 
 
 def _is_proved(side: Setting, family: Sequence[Setting]) -> bool:
-    [point] = [point for point in _points(family) if side in point]
+    [point] = [point for point in points_of(family) if side in point]
     others = [setting for setting in point if setting.ok and setting.case["backend"] != side.case["backend"]]
     return any(_parity(side, other).status == "equal" for other in others)
 

@@ -19,7 +19,9 @@ from vitcmp.report.words import (
     latency_ms,
     marks_notes,
     named,
+    older_note,
     plural,
+    rate,
     scaled,
     size,
 )
@@ -50,10 +52,12 @@ FAILURES = (
 
 
 def print_report(console: Console, records: Sequence[Record], *, log_of: LogOf | None = None) -> None:
-    """Prints every table that the records give. `log_of` returns the path of a record's log."""
+    """Prints every table that the records of the newest method version give. `log_of` gives the path of a log."""
     if not records:
         console.print("No records yet.")
         return
+    if note := older_note(records):
+        console.print(note, style="yellow", highlight=False)
     console.print(best_table(records))
     console.print(comparison_table(records))
     console.print(failures_table(records, log_of=log_of))
@@ -107,9 +111,9 @@ def _best_row(group: Candidates) -> dict[str, str]:
         "interval": bounds(best.latency, 1e3),
         "calls": str(best.latency.num_values[0]),
         "runs": str(best.latency.num_runs[0]),
-        "images_per_s": number(best.images_per_s),
+        "images_per_s": rate(best),
         "peak_share": percent(best.peak_share),
-        "gflop": number(scaled(best.first("flops", "analytic"), 1e-9)),
+        "gflop": number(scaled(best.image_flops, 1e-9)),
         "activations": number(scaled(activations, 1e-6), digits=3),
         "parameters": number(scaled(parameters, 1e-6), digits=3),
         "status": "ok" if not best.failed else f"ok, {plural(len(best.failed), 'run')} failed",
@@ -122,12 +126,20 @@ def _best_notes(groups: Sequence[Candidates]) -> list[str]:
     versions = sorted({f"{b.case['backend']} {b.case['framework_version']}" for b in best})
     apart = ": never compare the two" if len(sources) > 1 else ""
     notes = [
-        "latency: median over the calls, the device idle after each; images/s: measured apart, with calls queued.",
-        "GFLOP/img: forward of one image, 2 per multiply-add, from the spec.",
-        f"activ.: a call's peak beyond weights and inputs, as {', '.join(sources)}{apart}. MB: 10^6 bytes.",
+        "latency: median over the calls, the device idle after each.",
+        f"images/s: measured apart, with calls queued, {_samples(best)}; ± half the width of its 95 % interval.",
+        "GFLOP/img: forward of one image, 2 per multiply-add, from the spec (another library's model: from its graph).",
+        f"activ.: one call's peak beyond weights and inputs, as {', '.join(sources)}{apart}. MB: 10^6 bytes.",
         f"{UNKNOWN}: unknown. Measured with {', '.join(versions)}.",
     ]
     return notes if best else []
+
+
+def _samples(best: Sequence[Setting]) -> str:
+    counts = sorted(setting.images_per_s.num_values[0] for setting in best if setting.images_per_s)
+    return (
+        " to ".join(dict.fromkeys(map(str, counts[:1] + counts[-1:]))) + " samples" if counts else "where it could be"
+    )
 
 
 def _failure_row(what: str, status: str, why: str, records: Sequence[Record], log_of: LogOf | None) -> dict[str, str]:

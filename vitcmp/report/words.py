@@ -1,13 +1,14 @@
 """How reports say a case, a setting and what its timing is worth."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from vitcmp.report.summary import CONTENDED, Case, Setting
-from vitcmp.report.text import interval, number
+from vitcmp.records import Record
+from vitcmp.report.summary import CONTENDED, Case, Setting, describe_choices, split_methods
+from vitcmp.report.text import UNKNOWN, interval, number, percent
 from vitcmp.stats import Estimate
 
 POINT = "model", "size"
-STATED = "numerics", "attention", "compile", "layout"  # the choices that a setting states
+STATED = "numerics", "attention", "compile", "layout", "batch_norm"  # the choices that a setting states
 
 
 def context(case: Case) -> str:
@@ -20,7 +21,7 @@ def named(case: Case) -> str:
 
 
 def choices(case: Case) -> str:
-    return " ".join(str(case[name]) for name in STATED if case[name] is not None)
+    return describe_choices(case, *STATED)
 
 
 def size(case: Case) -> str:
@@ -32,6 +33,15 @@ def latency_ms(setting: Setting) -> str:
     assert setting.latency is not None
     marks = "~" * (not setting.is_converged) + "!" * setting.is_contended
     return marks + number(1e3 * setting.latency.value)
+
+
+def rate(setting: Setting) -> str:
+    """Returns images/s with half the width of its interval, `110.8 ±1.2 %`."""
+    estimate = setting.images_per_s
+    if estimate is None:
+        return UNKNOWN
+    half = (estimate.high - estimate.low) / 2 / estimate.value
+    return f"{number(estimate.value)} ±{percent(half)}{mark(estimate)}"
 
 
 def mark(estimate: Estimate) -> str:
@@ -61,8 +71,21 @@ def marks_notes(settings: Iterable[Setting]) -> list[str]:
             not setting.is_converged for setting in settings
         ],
         f"! others used more than {CONTENDED:.0%} of the machine meanwhile.": [s.is_contended for s in settings],
-        "* not a 95 % interval but the range of what was seen: fewer than 6 calls, or too few runs.": [
-            setting.latency is not None and setting.latency.confidence is None for setting in settings
+        "* not a 95 % interval but the range of what was seen: fewer than 6 calls or samples, or too few runs.": [
+            any(estimate and estimate.confidence is None for estimate in (setting.latency, setting.images_per_s))
+            for setting in settings
         ],
     }
     return [note for note, carried in marks.items() if any(carried)]
+
+
+def older_note(records: Sequence[Record]) -> str | None:
+    """Says how many records are left out, because a newer method version is there; None where none is."""
+    newest, older = split_methods(records)
+    if not older:
+        return None
+    versions = sorted({record["method_version"] for record in older})
+    return (
+        f"Left out: {plural(len(older), 'record')} of method version {', '.join(map(str, versions))}; these are of "
+        f"version {newest[0]['method_version']}, and results of different versions do not compare."
+    )

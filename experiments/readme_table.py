@@ -1,0 +1,56 @@
+"""Which backbone and which framework is fastest here, in one table? Writes the README's from committed records.
+
+Command: python -m experiments.readme_table experiments/results/<date>-<machine>      (a second)
+         --check changes nothing, and ends with 1 where a table is not what its records give
+Expected: the figures of the README are those of the records; running it twice changes nothing.
+Outputs: README.md, between `<!-- results: begin FOLDER -->` and `<!-- results: end -->`; a begin without a folder takes
+         the first one that is named. Several folders, each with its markers, are several tables.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from vitcmp.records import RecordStore
+from vitcmp.report.markdown import named_folders, replace_table, results_table
+
+flags.DEFINE_string("readme", "README.md", "The file that holds the markers; folders are written relative to its own.")
+flags.DEFINE_boolean("check", False, "Change nothing; end with 1 where a table is not what its records give.")
+FLAGS = flags.FLAGS
+
+
+def main(argv: Sequence[str]) -> int:
+    readme = Path(FLAGS.readme)
+    try:
+        text = readme.read_text(encoding="utf-8")
+        folders = [relative(folder, readme) for folder in argv[1:]] or named_folders(text)
+        written = text
+        for folder in folders:
+            written = replace_table(written, folder, render(readme.parent / folder))
+    except (ValueError, OSError) as error:
+        print(f"readme_table: {error}", file=sys.stderr)
+        return 2
+    if FLAGS.check:
+        print(f"{readme}: {'up to date' if written == text else 'not what its records give'}")
+        return int(written != text)
+    readme.write_text(written, encoding="utf-8")
+    print(f"{readme}: wrote {', '.join(folders) or 'nothing, it names no folder'}")
+    return 0
+
+
+def relative(folder: str, readme: Path) -> str:
+    """Returns the folder as the page's markers name it. Raises ValueError where it is not under the page's."""
+    return Path(folder).resolve().relative_to(readme.resolve().parent).as_posix()
+
+
+def render(folder: Path) -> str:
+    """Returns the table of a folder of records. Raises ValueError (RecordError) for a bad record, or for none."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder of records")
+    return results_table(RecordStore(folder).load())
+
+
+if __name__ == "__main__":
+    app.run(main)
