@@ -1,0 +1,107 @@
+"""Are our models as fast as everybody else's? Each against each library that has it, in one run, in one process.
+
+Command: python -m experiments.peers --backend torch   (about 6 hours on a 2-core CPU; --budget_s cuts the dearest)
+         python -m experiments.peers --backend jax     (about 7 hours; big_vision is found at BIG_VISION_PATH)
+         python -m experiments.peers --backend torch --device gpu --numerics bfloat16 --image_sizes 224,512,1024
+Expected: no point is `slower`, and only keras.applications' ResNet-50 `differs` (it is another model, v1).
+Outputs: records under --out, and a row for each point and library: the ratio of times with its interval, n, how far the
+outputs are apart, a verdict. It goes on after a stop; a changed model wants a new --out.
+Exit codes: 0 as expected, 1 a point is slower, failed or is left, 130 interrupted.
+
+Equal on both sides: the weights (ours, drawn from seed 0 and converted to the library's names), the batch, the numerics
+(and so the library that multiplies float32), the attention kernel, the layout, the compile mode, the threads, the
+process, and the step: forward without gradients, or the same loss and AdamW. Dropout is 0; BatchNorm trains. Outputs
+are compared first, against a derived bound: what is not equal is a row that says so, and is not timed.
+
+The libraries come with pip install 'vitcmp[peers]'; one that is not installed is a row that says so.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from absl import app, flags
+from rich.console import Console
+
+from experiments import pairs
+from experiments.peer_models.points import Grid, is_expected, make_rule, seconds_left
+from experiments.peer_models.registry import MODELS, PEERS
+from vitcmp.backend import BACKENDS, MODES, NUMERICS
+from vitcmp.environment import num_cpus
+from vitcmp.records import Record
+from vitcmp.runner import Interrupt
+
+BACKEND = flags.DEFINE_enum("backend", "torch", BACKENDS, "The framework of ours and of theirs.")
+PEER = flags.DEFINE_list("peers", None, f"The libraries; all of the backend's by default. Of {' '.join(PEERS)}.")
+MODEL = flags.DEFINE_list("models", list(MODELS), "The models; a library takes those that it has.")
+IMAGE_SIZES = flags.DEFINE_list("image_sizes", ["224", "512"], "In pixels; some libraries take squares only.")
+BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "8"], "Images a call.")
+MODE = flags.DEFINE_list("modes", list(MODES), "What a call is.")
+DEVICE = flags.DEFINE_enum("device", "cpu", ("cpu", "gpu", "tpu"), "Where both sides run.")
+NUMERIC = flags.DEFINE_enum("numerics", "float32", list(NUMERICS), "Of both sides; none that is mixed.")
+COMPILE_MODE = flags.DEFINE_string("compile", None, "Of both sides; the backend's first by default.")
+LAYOUT_NAME = flags.DEFINE_string("layout", None, "Of both sides; the backend's first by default.")
+KERNEL = flags.DEFINE_string("attention", None, "Of both sides; by default what the library itself would take.")
+PROCESSES = flags.DEFINE_integer("processes", None, "Fresh processes a point; by default 3, and up to 8 if unclear.")
+NUM_THREADS = flags.DEFINE_integer("num_threads", None, "CPUs a child is pinned to; with 1, CPU time decides.")
+OUT = flags.DEFINE_string("out", "results/peers", "The folder of records; what is there already is not run again.")
+BUDGET_S = flags.DEFINE_float("budget_s", None, "No point starts that would end later, by its estimate.")
+TIMEOUT_S = flags.DEFINE_float("timeout_s", 1200.0, "Seconds after which a child is ended.")
+RETRY = flags.DEFINE_boolean("retry", False, "Tries again what failed.")
+
+
+def main(argv: Sequence[str]) -> int:
+    wanted, rule, num_threads = make_grid().make_pairs(), make_rule(PROCESSES.value), NUM_THREADS.value or num_cpus()
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    store, start = pairs.open_store(OUT.value), time.monotonic()
+    left_s = seconds_left(wanted, store.load(), rule, num_threads, retry=RETRY.value)
+    console.print(f"{len(wanted)} points, {sum(map(bool, left_s))} to do: about {sum(left_s) / 3600:.1f} hours")
+    progress, budget_s = pairs.show_progress(console, len(wanted)), BUDGET_S.value or float("inf")
+    rows: dict[str, list[Record]] = {}
+    with store.lock(), Interrupt() as interrupt:
+        for pair, pair_s in zip(wanted, left_s, strict=True):
+            is_late = pair_s > 0 and time.monotonic() - start + pair_s > budget_s
+            if interrupt.requested or is_late:
+                break
+            rows |= pairs.run_pairs(
+                [pair],
+                child_module="experiments.peer_models.child",
+                store=store,
+                interrupt=interrupt,
+                rule=rule,
+                num_threads=num_threads,
+                platform=DEVICE.value,
+                timeout_s=TIMEOUT_S.value,
+                retry=RETRY.value,
+                progress=progress,
+            )
+    return report(console, rows, len(wanted), interrupt)
+
+
+def report(console: Console, rows: dict[str, list[Record]], num_wanted: int, interrupt: Interrupt) -> int:
+    pairs.print_table(rows, console)
+    if len(rows) < num_wanted:
+        console.print(f"left to do: {num_wanted - len(rows)} points")
+    if interrupt.requested:
+        return 130
+    return int(len(rows) < num_wanted or not all(map(is_expected, rows.values())))
+
+
+def make_grid() -> Grid:
+    return Grid(
+        backend=BACKEND.value,
+        peers=tuple(PEER.value) if PEER.value else None,
+        models=tuple(MODEL.value),
+        image_sizes=tuple(IMAGE_SIZES.value),
+        batch_sizes=tuple(map(int, BATCH_SIZES.value)),
+        modes=tuple(MODE.value),
+        device=DEVICE.value,
+        numerics=NUMERIC.value,
+        attention=KERNEL.value,
+        layout=LAYOUT_NAME.value,
+        compile=COMPILE_MODE.value,
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
