@@ -12,8 +12,12 @@ import jaxlib
 import numpy as np
 from flax import nnx
 
+from jax_models.bit import BiT
+from jax_models.bit_v1 import BiTV1
 from jax_models.convnext import ConvNeXt
 from jax_models.flops import count_flops
+from jax_models.foreign import ForeignModel, build_foreign, export_foreign, library_versions, load_foreign
+from jax_models.layers import Conv
 from jax_models.params import export_params, load_params
 from jax_models.resnet import ResNet
 from jax_models.train import make_train_step
@@ -22,9 +26,16 @@ from jax_models.vitdet import ViTDet
 from vitcmp.backend import ATTENTION, NUMERICS, Device, Unsupported
 from vitcmp.environment import cpu_memory_bytes, cpu_name, num_cpus, peak_rss_bytes, reset_peak_rss
 from vitcmp.params import Weights
-from vitcmp.specs import Spec
+from vitcmp.specs import ForeignSpec, Spec
 
-MODELS: dict[str, Callable[..., nnx.Module]] = {"vit": ViT, "vitdet": ViTDet, "resnet": ResNet, "convnext": ConvNeXt}
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+    "vit": ViT,
+    "vitdet": ViTDet,
+    "resnet": ResNet,
+    "bit": BiT,
+    "bit_v1": BiTV1,
+    "convnext": ConvNeXt,
+}
 # jax_default_matmul_precision by numerics. float32: "highest" is the one name that means float32 in a dot *and* in a
 # convolution on CPU, GPU and TPU; a dot-algorithm name (F32_F32_F32) leaves convolutions at their default, which is
 # TF32 on GPU. tensorfloat32: the algorithm by name for dots, and thereby the default, TF32, for convolutions.
@@ -45,6 +56,8 @@ class JaxBackend:
             raise Unsupported(f"device={platform}: jax finds none; it finds {jax.devices()[0].platform}") from error
         # jax: platform is the name of the runtime (cuda, rocm) on some GPU versions
         self.platform = self.device.platform if self.device.platform in ("cpu", "tpu") else "gpu"
+        # How our models' convolutions are computed: XLA's own, but on a CPU in other forms where those are faster.
+        self.convolution = "expanded" if self.platform == "cpu" else "native"
 
     def describe(self) -> Device:
         on_cpu = self.platform == "cpu"
@@ -60,6 +73,7 @@ class JaxBackend:
                 "jaxlib": jaxlib.__version__,
                 "flax": flax.__version__,
                 "platform": self.device.client.platform_version.strip(),
+                **library_versions(),
             },
         )
 
@@ -74,6 +88,7 @@ class JaxBackend:
             yield {
                 "jax_default_matmul_precision": precision,
                 "jax_enable_x64": name == "float64",
+                "convolution": self.convolution,
                 **self._errors(jnp.dtype(NUMERICS[name][1])),
             }
 
@@ -98,20 +113,29 @@ class JaxBackend:
         return jax.device_put(np.asarray(array).astype(dtype), self.device)
 
     def build(self, spec: Spec, *, attention: str | None = None) -> nnx.Module:
+        if isinstance(spec, ForeignSpec):
+            return build_foreign(spec, attention=attention)
         kernel = attention or ATTENTION["jax"][0]
         options = {"attention": kernel} if spec.family in ("vit", "vitdet") else {}
-        return nnx.eval_shape(lambda: MODELS[spec.family](spec, **options))
+        model = nnx.eval_shape(lambda: MODELS[spec.family](spec, **options))
+        model.set_attributes(Conv, method=self.convolution)
+        return model
 
-    def load(self, model: nnx.Module, weights: Weights, *, numerics: str, layout: str | None = None) -> nnx.Module:
+    def load(
+        self, model: nnx.Module, weights: Weights | None, *, numerics: str, layout: str | None = None
+    ) -> nnx.Module:
         param_dtype, compute_dtype = NUMERICS[numerics]
         model.compute_dtype = jnp.dtype(compute_dtype)
+        if isinstance(model, ForeignModel):
+            return load_foreign(model, weights, numerics=numerics, device=self.device)
+        assert weights is not None
         return load_params(model, model.spec, weights, dtype=jnp.dtype(param_dtype), device=self.device)
 
     def count_params(self, model: nnx.Module) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
     def export(self, model: nnx.Module) -> Weights:
-        return export_params(model, model.spec)
+        return export_foreign(model) if isinstance(model, ForeignModel) else export_params(model, model.spec)
 
     def outputs(self, model: nnx.Module, images: np.ndarray) -> dict[str, np.ndarray]:
         graph, state = nnx.split(model)

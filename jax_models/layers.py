@@ -3,12 +3,19 @@
 Dimensions: b images, h w rows and columns, n tokens, d width, k heads, e head_dim.
 """
 
+import functools
+import math
+import operator
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 Outputs = dict[str, jax.Array]
 RelPosBias = tuple[jax.Array, jax.Array]  # (b k hw m) of the keys' rows m, (b k hw n) of their columns n
+# Queries of one head whose logits exist at a time. Measured on a 2-core CPU at 197, 1025 and 4097 tokens, forward and
+# gradient: 256 and 512 are as fast, 128 up to 1.2x slower, and XLA's n x n 1.5 to 5x.
+QUERY_CHUNK = 256
 
 
 def tap(out: Outputs | None, name: str, x: jax.Array) -> jax.Array:
@@ -19,19 +26,27 @@ def tap(out: Outputs | None, name: str, x: jax.Array) -> jax.Array:
 
 
 def gelu(x: jax.Array, kind: str) -> jax.Array:
-    return jax.nn.gelu(x, approximate=kind == "tanh")
+    # jax: in float32 at least, as torch computes it, and by erf: jax.nn.gelu's erfc takes 2.6 times as long on a CPU
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if kind == "tanh":
+        return jax.nn.gelu(wide, approximate=True).astype(x.dtype)
+    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, kernel: str, bias: RelPosBias | None = None) -> jax.Array:
-    """Attends with exactly one kernel, `xla`, `cudnn` or `pallas` (TPU); raises where that kernel cannot run.
+    """Attends with exactly one kernel, `xla`, `chunked`, `cudnn` or `pallas` (TPU); raises where it cannot run.
 
     q, k, v: (b n k e); bias: the two terms of what is added to the scaled logits. Returns (b n k e).
     """
+    if kernel == "chunked":
+        return _attend_chunked(q, k, v, bias)
     mask = None if bias is None else full_bias(bias)
     if kernel == "pallas":
         return _attend_pallas(q, k, v, mask)
     if kernel == "xla":
         return _attend_xla(q, k, v, mask)
+    if mask is None:
+        return _attend_cudnn(q, k, v)
     return jax.nn.dot_product_attention(q, k, v, bias=mask, implementation=kernel)
 
 
@@ -44,18 +59,92 @@ def full_bias(bias: RelPosBias) -> jax.Array:
 
 def _attend_xla(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
     # jax: written out, because the softmax of jax.nn's own is in float32 even for float64 (0.10.2), which costs 5e-8
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.einsum("bqke,bnke->bkqn", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    logits = _multiply(q, k) * q.shape[-1] ** -0.5
     probs = jax.nn.softmax(logits if bias is None else logits + bias, axis=-1).astype(q.dtype)
     return jnp.einsum("bkqn,bnke->bqke", probs, v)
 
 
+@jax.custom_vjp
+def _multiply(q: jax.Array, k: jax.Array) -> jax.Array:
+    # jax: (b q k e) and (b n k e) -> (b k q n), float32 at least. JAX's own gradient would multiply float32 arrays, in
+    # TF32 on a GPU, where the fused kernels and torch multiply 16 bits (jax-ml/jax issue 24047)
+    return jnp.einsum("bqke,bnke->bkqn", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+
+
+def _multiply_backward(arrays: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # jax: operands of the activations' dtype
+    q, k = arrays
+    gradient = gradient.astype(q.dtype)
+    return jnp.einsum("bkqn,bnke->bqke", gradient, k), jnp.einsum("bkqn,bqke->bnke", gradient, q)
+
+
+_multiply.defvjp(lambda q, k: (_multiply(q, k), (q, k)), _multiply_backward)
+
+
+def _attend_chunked(q: jax.Array, k: jax.Array, v: jax.Array, bias: RelPosBias | None) -> jax.Array:
+    # jax: what flash is in torch on a CPU, exact and without n x n logits, but by plain XLA: one head after another
+    b, n, num_heads, e = q.shape
+    heads = [x.transpose(0, 2, 1, 3).reshape(b * num_heads, -1, e) for x in (q, k, v)]
+    terms = bias and tuple(term.reshape(b * num_heads, n, -1) for term in bias)
+    x = jax.lax.map(lambda head: _attend_head(*head), (*heads, terms))
+    return x.reshape(b, num_heads, n, e).transpose(0, 2, 1, 3)
+
+
+def _attend_head(q: jax.Array, k: jax.Array, v: jax.Array, bias: RelPosBias | None) -> jax.Array:
+    # jax: one head of one image, (n e), bias (n rows) and (n columns), in chunks of queries against all keys
+    wide_k, wide_v = (x.astype(jnp.promote_types(q.dtype, jnp.float32)) for x in (k, v))
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # a gradient keeps no logits; in a loop nothing is merged
+    def attend_chunk(chunk: tuple[jax.Array, RelPosBias | None]) -> jax.Array:
+        # cast here, so that the gradients of k and v are summed over the chunks in float32
+        q, k, v = (x.astype(chunk[0].dtype)[None, :, None] for x in (chunk[0], wide_k, wide_v))
+        return _attend_xla(q, k, v, chunk[1] and full_bias(chunk[1]))[0, :, 0]
+
+    whole = q.shape[0] // QUERY_CHUNK * QUERY_CHUNK
+    parts = []
+    if whole:
+        chunks = jax.tree.map(lambda x: x[:whole].reshape(-1, QUERY_CHUNK, x.shape[-1]), (q, bias))
+        parts.append(jax.lax.map(attend_chunk, chunks).reshape(whole, -1))
+    if whole < q.shape[0]:  # the rest apart, rather than padded: no product is computed in vain
+        parts.append(attend_chunk(jax.tree.map(lambda x: x[whole:], (q, bias))))
+    return jnp.concatenate(parts)
+
+
+@jax.custom_vjp
+def _attend_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    # jax: a function of its own for its gradient
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def _attend_even(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    # jax: at odd numbers of tokens (ViT-B's 197) JAX refuses the gradient (0.10.2), so that these get a masked one more
+    lengths = [jnp.full(x.shape[:1], x.shape[1], jnp.int32) for x in (q, k)]
+    even_q, even_k, even_v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    masks = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), lengths, strict=True))
+    is_even = even_q.shape == q.shape and even_k.shape == k.shape
+    x = jax.nn.dot_product_attention(even_q, even_k, even_v, implementation="cudnn", **({} if is_even else masks))
+    return x[:, : q.shape[1]]
+
+
+_attend_cudnn.defvjp(lambda *qkv: jax.vjp(_attend_even, *qkv), lambda pull, gradient: pull(gradient))
+
+
 def _attend_pallas(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
     # jax: a function of its own, where torch has a context for each kernel; imported here because only TPUs run it
-    from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
+    from jax.experimental.pallas.ops.tpu.flash_attention import SegmentIds, flash_attention
 
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))  # (b k n e)
-    return flash_attention(q, k, v, ab=bias, sm_scale=q.shape[-1] ** -0.5).transpose(0, 2, 1, 3)
+    (b, _, num_queries, e), num_keys = q.shape, k.shape[2]
+    rows, columns = -num_queries % 128, -num_keys % 128  # the kernel takes multiples of 128: what is padded is masked
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0))) for x, pad in ((q, rows), (k, columns), (v, columns)))
+    if bias is not None:  # the kernel scales the bias like the logits
+        bias = jnp.pad(bias * e**0.5, ((0, 0), (0, 0), (0, rows), (0, columns)))
+    segments = None
+    if rows or columns:
+        is_padding = [jnp.arange(x.shape[2]) >= length for x, length in ((q, num_queries), (k, num_keys))]
+        segments = SegmentIds(*(jnp.broadcast_to(x.astype(jnp.int32), (b, x.size)) for x in is_padding))
+    x = flash_attention(q, k, v, ab=bias, segment_ids=segments, sm_scale=e**-0.5)
+    return x[:, :, :num_queries].transpose(0, 2, 1, 3)
 
 
 class Linear(nnx.Module):
@@ -67,6 +156,86 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+def convolve_native(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int) -> jax.Array:
+    # jax: a function, because convolve_expanded falls back on it
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        feature_group_count=groups,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def convolve_expanded(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int) -> jax.Array:
+    # jax: the same sums in forms that XLA makes faster code of on a CPU, where torch has oneDNN. Measured in float32 on
+    # two cores: depthwise 7x7 13 to 28 times as fast, its gradients 3 to 40 times; a kernel larger than its map, which
+    # XLA takes for the input, 5 to 70 times; the gradient of a 1x1 kernel up to 5 times. The rest is XLA's own.
+    size, (_, h, w, d) = kernel.shape[0], x.shape
+    if groups == d == kernel.shape[-1] and (stride, 2 * padding) == (1, size - 1):
+        return convolve_depthwise(x, kernel)
+    if groups == 1 and (h * w < size**2 or (size, padding) == (1, 0)):
+        return _gather_windows(x, size, stride, padding) @ kernel.reshape(-1, kernel.shape[-1])
+    return convolve_native(x, kernel, stride=stride, padding=padding, groups=groups)
+
+
+def _gather_windows(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+    # jax: (b h w d) -> (b rows columns size*size*d), what each output of a convolution reads
+    pad = padding, padding
+    x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
+    rows, columns = (length - size + 1 for length in x.shape[1:3])
+    taps = [x[:, i : i + rows : stride, j : j + columns : stride] for i in range(size) for j in range(size)]
+    return jnp.concatenate(taps, axis=-1)
+
+
+@jax.custom_vjp
+def convolve_depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    # jax: depthwise at stride 1, the map keeps its size: x (b h w d), kernel (s s 1 d), s odd. s*s shifted products,
+    # summed in float32 at least. In two halves of the rows, one after the other, because XLA fuses a mere sum into each
+    # of its readers, and the LayerNorm behind it reads it three times; it leaves a loop's result alone.
+    (_, h, w, _), size = x.shape, kernel.shape[0]
+    wide, num_rows = jnp.promote_types(x.dtype, jnp.float32), (h + 1) // 2
+    padded, kernel = _pad_map(x, size), kernel.astype(wide)
+
+    def convolve_half(half: jax.Array, out: jax.Array) -> jax.Array:
+        row = half * (h - num_rows)
+        rows = jax.lax.dynamic_slice_in_dim(padded, row, num_rows + size - 1, axis=1)
+        taps = [
+            rows[:, i : i + num_rows, j : j + w].astype(wide) * kernel[i, j, 0]
+            for i in range(size)
+            for j in range(size)
+        ]
+        sums = functools.reduce(operator.add, taps).astype(x.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(out, sums, row, axis=1)
+
+    return jax.lax.fori_loop(0, 2, convolve_half, jnp.zeros_like(x))
+
+
+def _depthwise_backward(arrays: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # jax: of the input, the convolution by the turned kernel; of the kernel, a sum over the map, position by position
+    x, kernel = arrays
+    (b, h, w, d), size = x.shape, kernel.shape[0]
+    padded, wide = _pad_map(x, size), jnp.promote_types(x.dtype, jnp.float32)
+
+    def add_position(i: jax.Array, total: jax.Array) -> jax.Array:
+        position = i // (h * w), i // w % h, i % w, 0
+        window = jax.lax.dynamic_slice(padded, position, (1, size, size, d))[0].astype(wide)
+        return total + window * jax.lax.dynamic_slice(gradient, position, (1, 1, 1, d))[0].astype(wide)
+
+    total = jax.lax.fori_loop(0, b * h * w, add_position, jnp.zeros((size, size, d), wide))
+    return convolve_depthwise(gradient, kernel[::-1, ::-1]), total[:, :, None].astype(kernel.dtype)
+
+
+convolve_depthwise.defvjp(lambda x, kernel: (convolve_depthwise(x, kernel), (x, kernel)), _depthwise_backward)
+
+
+def _pad_map(x: jax.Array, size: int) -> jax.Array:
+    # jax: so that the map keeps its size
+    pad = size // 2, size // 2
+    return jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
 
 
 class Conv(nnx.Module):
@@ -84,19 +253,37 @@ class Conv(nnx.Module):
         use_bias: bool = True,
     ) -> None:
         self.stride, self.padding, self.groups = stride, padding, groups
+        self.method = "native"  # jax: or "expanded", as the backend sets it
         self.kernel = nnx.Param(jnp.zeros((kernel_size, kernel_size, in_dim // groups, out_dim)))
         self.bias = nnx.Param(jnp.zeros((out_dim,))) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:  # (b h w d)
-        x = jax.lax.conv_general_dilated(
-            x,
-            self.kernel[...].astype(x.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=((self.padding, self.padding), (self.padding, self.padding)),
-            feature_group_count=self.groups,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        convolve = convolve_expanded if self.method == "expanded" else convolve_native
+        x = convolve(x, self.read_kernel(x.dtype), stride=self.stride, padding=self.padding, groups=self.groups)
         return x if self.bias is None else x + self.bias[...].astype(x.dtype)
+
+    def read_kernel(self, dtype: jnp.dtype) -> jax.Array:
+        return self.kernel[...].astype(dtype)
+
+
+class StdConv(Conv):
+    """Convolution by a standardised kernel, without bias (arXiv:1903.10520, equations 4 and 5).
+
+    The weights of each output channel, over (h, w, in), are brought to mean 0 and deviation 1 in every forward pass, by
+    their biased variance and in float32 at least; `eps` is added to the variance.
+    """
+
+    def __init__(
+        self, in_dim: int, out_dim: int, *, kernel_size: int, stride: int = 1, padding: int = 0, eps: float
+    ) -> None:
+        super().__init__(in_dim, out_dim, kernel_size=kernel_size, stride=stride, padding=padding, use_bias=False)
+        self.eps = eps
+
+    def read_kernel(self, dtype: jnp.dtype) -> jax.Array:
+        wide = super().read_kernel(jnp.promote_types(self.kernel.dtype, jnp.float32))
+        wide = wide - wide.mean(axis=(0, 1, 2))
+        wide = wide * jax.lax.rsqrt((wide**2).mean(axis=(0, 1, 2)) + self.eps)
+        return wide.astype(dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -112,6 +299,26 @@ class LayerNorm(nnx.Module):
         wide = wide - wide.mean(axis=-1, keepdims=True)
         wide = wide * jax.lax.rsqrt((wide**2).mean(axis=-1, keepdims=True) + self.eps)
         return (wide * self.scale[...].astype(x.dtype) + self.bias[...].astype(x.dtype)).astype(x.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Normalises groups of neighbouring channels over one image's map (arXiv:1803.08494); float32 at least."""
+
+    def __init__(self, dim: int, *, num_groups: int, eps: float) -> None:
+        self.num_groups, self.eps = num_groups, eps
+        self.scale = nnx.Param(jnp.ones((dim,)))
+        self.bias = nnx.Param(jnp.zeros((dim,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # (b h w d)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = wide - self._mean(wide)
+        wide = wide * jax.lax.rsqrt(self._mean(wide**2) + self.eps)
+        return (wide * self.scale[...].astype(x.dtype) + self.bias[...].astype(x.dtype)).astype(x.dtype)
+
+    def _mean(self, x: jax.Array) -> jax.Array:
+        # jax: over the map first: as one reduction of (b h w g d/g), XLA's code took up to 3 times as long on a CPU
+        means = x.mean(axis=(1, 2)).reshape(x.shape[0], self.num_groups, -1).mean(axis=-1, keepdims=True)
+        return jnp.broadcast_to(means, (*means.shape[:2], x.shape[-1] // self.num_groups)).reshape(x.shape[0], 1, 1, -1)
 
 
 class Mlp(nnx.Module):

@@ -14,15 +14,18 @@ from vitcmp.params import sincos2d
 from vitcmp.specs import ViTDetSpec
 
 
-def window_partition(x: jax.Array, window: tuple[int, int]) -> tuple[jax.Array, tuple[int, int]]:
-    """Cuts a grid into windows, padded with zeros at its bottom and right to whole ones: (b h w d) -> (g wh ww d).
+def window_partition(
+    x: jax.Array, window: tuple[int, int], *, fill: jax.Array | None = None
+) -> tuple[jax.Array, tuple[int, int]]:
+    """Cuts a grid into windows, padded at its bottom and right to whole ones: (b h w d) -> (g wh ww d).
 
-    Returns the windows, row by row of each image, and the padded (height, width).
+    The padding is `fill` (d), or zeros. Returns the windows, row by row of each image, and the padded (height, width).
     """
     b, h, w, d = x.shape
     wh, ww = window
     ph, pw = h + -h % wh, w + -w % ww
-    x = jnp.pad(x, ((0, 0), (0, ph - h), (0, pw - w), (0, 0)))
+    padding = jnp.zeros((), x.dtype) if fill is None else fill.astype(x.dtype)
+    x = jnp.broadcast_to(padding, (b, ph, pw, d)).at[:, :h, :w].set(x)
     x = x.reshape(b, ph // wh, wh, pw // ww, ww, d).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(-1, wh, ww, d), (ph, pw)
 
@@ -52,49 +55,55 @@ def rel_pos_bias(q: jax.Array, rel_pos_h: jax.Array, rel_pos_w: jax.Array) -> Re
 
 
 class GridAttention(nnx.Module):
-    """Multi-head self-attention within each window, with decomposed relative positions."""
+    """Multi-head self-attention within each window, or over the whole grid, with decomposed relative positions.
 
-    def __init__(self, spec: ViTDetSpec, window: tuple[int, int], *, kernel: str) -> None:
+    The released code pads the grid before `qkv`, so that a padded token, which is attended to, is its bias. Here that
+    bias is the padding, and only the tokens of the grid are projected: the same outputs for less work.
+    """
+
+    def __init__(self, spec: ViTDetSpec, window: tuple[int, int] | None, *, kernel: str) -> None:
         self.num_heads, self.kernel, self.use_rel_pos = spec.num_heads, kernel, spec.rel_pos
+        self.window = window or spec.grid_size
         self.qkv = Linear(spec.width, 3 * spec.width)
         self.proj = Linear(spec.width, spec.width)
         if spec.rel_pos:
-            self.rel_pos_h = nnx.Param(jnp.zeros((2 * window[0] - 1, spec.head_dim)))
-            self.rel_pos_w = nnx.Param(jnp.zeros((2 * window[1] - 1, spec.head_dim)))
+            self.rel_pos_h = nnx.Param(jnp.zeros((2 * self.window[0] - 1, spec.head_dim)))
+            self.rel_pos_w = nnx.Param(jnp.zeros((2 * self.window[1] - 1, spec.head_dim)))
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # (g h w d)
-        g, h, w, d = x.shape
-        qkv = self.qkv(x).reshape(g, h * w, 3, self.num_heads, -1)
+    def __call__(self, x: jax.Array) -> jax.Array:  # (b h w d)
+        h, w = x.shape[1:3]
+        if (h, w) == self.window:
+            return self.proj(self.attend_windows(self.qkv(x)))
+        if h % self.window[0] or w % self.window[1]:
+            windows, padded_size = window_partition(self.qkv(x), self.window, fill=self.qkv.bias[...])
+            return self.proj(window_unpartition(self.attend_windows(windows), padded_size, (h, w)))
+        windows, padded_size = window_partition(x, self.window)  # nothing is padded: x is a third of qkv
+        return window_unpartition(self.proj(self.attend_windows(self.qkv(windows))), padded_size, (h, w))
+
+    def attend_windows(self, qkv: jax.Array) -> jax.Array:
+        """Attends within each window: (g h w 3d) -> (g h w d)."""
+        g, h, w, d = qkv.shape
+        qkv = qkv.reshape(g, h * w, 3, self.num_heads, -1)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # (g hw k e)
         bias = None  # without one, the flash kernels can run
         if self.use_rel_pos:
             grid_q = q.reshape(g, h, w, self.num_heads, -1)
-            bias = rel_pos_bias(grid_q, self.rel_pos_h[...].astype(x.dtype), self.rel_pos_w[...].astype(x.dtype))
-        x = attend(q, k, v, kernel=self.kernel, bias=bias)
-        return self.proj(x.reshape(g, h, w, d))
+            bias = rel_pos_bias(grid_q, self.rel_pos_h[...].astype(q.dtype), self.rel_pos_w[...].astype(q.dtype))
+        return attend(q, k, v, kernel=self.kernel, bias=bias).reshape(g, h, w, d // 3)
 
 
 class WindowBlock(nnx.Module):
     """Pre-norm transformer block, its attention in windows or, where `window` is None, over the whole grid."""
 
     def __init__(self, spec: ViTDetSpec, window: tuple[int, int] | None, *, kernel: str) -> None:
-        self.window = window
         self.norm1 = LayerNorm(spec.width, eps=spec.norm_eps)
-        self.attn = GridAttention(spec, window or spec.grid_size, kernel=kernel)
+        self.attn = GridAttention(spec, window, kernel=kernel)
         self.norm2 = LayerNorm(spec.width, eps=spec.norm_eps)
         self.mlp = Mlp(spec.width, spec.mlp_dim, activation=spec.gelu)
 
     def __call__(self, x: jax.Array) -> jax.Array:  # (b h w d)
-        x = x + self.attend_windows(self.norm1(x))
+        x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
-
-    def attend_windows(self, x: jax.Array) -> jax.Array:
-        """Attends; the grid is padded after norm1, so a padded key is the bias of `qkv`, and is attended to."""
-        if self.window is None:
-            return self.attn(x)
-        h, w = x.shape[1:3]
-        windows, padded_size = window_partition(x, self.window)
-        return window_unpartition(self.attn(windows), padded_size, (h, w))
 
 
 class ViTDet(nnx.Module):

@@ -9,20 +9,51 @@ import numpy as np
 import torch
 from torch import nn
 
+from torch_models.bit import BiT
+from torch_models.bit_v1 import BiTV1
 from torch_models.convnext import ConvNeXt
 from torch_models.flops import count_flops
+from torch_models.foreign import ForeignModel, build_foreign, export_foreign, library_versions, load_foreign
+from torch_models.layers import flex_errors
+from torch_models.matmul import find_matmul_library, prefer_onednn, relative_error
 from torch_models.params import export_params, load_params
 from torch_models.resnet import ResNet
 from torch_models.train import make_train_step
 from torch_models.vit import ViT
 from torch_models.vitdet import ViTDet
-from vitcmp.backend import ATTENTION, NUMERICS, Device, Unsupported
+from vitcmp.backend import ATTENTION, NUMERICS, Device, Unsupported, why_unsupported
 from vitcmp.environment import cpu_memory_bytes, cpu_name, peak_rss_bytes, reset_peak_rss
 from vitcmp.params import Weights
-from vitcmp.specs import Spec
+from vitcmp.specs import ForeignSpec, Spec
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"vit": ViT, "vitdet": ViTDet, "resnet": ResNet, "convnext": ConvNeXt}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "vit": ViT,
+    "vitdet": ViTDet,
+    "resnet": ResNet,
+    "bit": BiT,
+    "bit_v1": BiTV1,
+    "convnext": ConvNeXt,
+}
 MEMORY_FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+# The relative error of a matmul or convolution above which it is not in the numerics of that name. Rounding the result
+# alone makes 0.2 eps; sums in float32, in any order, add less than 1e-5, TF32's 11 bits make 3e-4.
+MAX_ERROR = {
+    "float64": 1e-13,
+    "float32": 1e-5,
+    "tensorfloat32": 1e-3,
+    "float16": 1e-3,
+    "bfloat16": 1e-2,
+    "bfloat16_mixed": 1e-2,
+}
+# What torch's profiler calls each kernel of scaled_dot_product_attention, forward.
+ATTENTION_OPERATORS = {
+    "math": {"aten::_scaled_dot_product_attention_math"},
+    "flash": {"aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_flash_attention_for_cpu"},
+    "mem_efficient": {"aten::_scaled_dot_product_efficient_attention"},
+    "cudnn": {"aten::_scaled_dot_product_cudnn_attention"},
+}
+# What flex_attention runs where nobody has compiled it.
+UNFUSED_FLEX = {"aten::_safe_softmax", "aten::_softmax", "aten::softmax"}
 
 
 def make_backend(platform: str) -> "TorchBackend":
@@ -40,7 +71,7 @@ class TorchBackend:
         self.device = torch.device("cuda" if self.platform == "gpu" else "cpu")
 
     def describe(self) -> Device:
-        versions = {"torch": torch.__version__}
+        versions = {"torch": torch.__version__, **library_versions()}
         if self.platform == "cpu":
             return Device(
                 platform="cpu",
@@ -68,22 +99,35 @@ class TorchBackend:
                 f"numerics=tensorfloat32: only NVIDIA GPUs since Ampere have it, this is a {self.platform}"
             )
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        dtype = getattr(torch, NUMERICS[name][1])
         kept = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
         torch.set_float32_matmul_precision("high" if use_tf32 else "highest")
         cudnn.allow_tf32 = use_tf32
         cudnn.benchmark = True  # choose the fastest convolution for a fixed shape, as XLA does
         try:
+            choice = prefer_onednn() if self.platform == "cpu" and dtype == torch.float32 else {}
+            precision = torch.get_float32_matmul_precision()
+            errors = self._errors(dtype)
+            if max(errors.values()) > MAX_ERROR[name]:
+                raise Unsupported(f"numerics={name}: {errors}, which must be at most {MAX_ERROR[name]:g}")
             yield {
-                "float32_matmul_precision": torch.get_float32_matmul_precision(),
+                "float32_matmul_precision": precision,
+                **choice,
+                "matmul_library": self._find_matmul_library(dtype, precision),
                 "allow_bf16_reduced_precision_reduction": matmul.allow_bf16_reduced_precision_reduction,
                 "allow_fp16_reduced_precision_reduction": matmul.allow_fp16_reduced_precision_reduction,
                 "cudnn_allow_tf32": cudnn.allow_tf32,
                 "cudnn_benchmark": cudnn.benchmark,
-                **self._errors(getattr(torch, NUMERICS[name][1])),
+                **errors,
             }
         finally:
             torch.set_float32_matmul_precision(kept[0])
             cudnn.allow_tf32, cudnn.benchmark = kept[1:]
+
+    def _find_matmul_library(self, dtype: torch.dtype, precision: str) -> str | None:
+        if self.platform == "cpu":
+            return find_matmul_library(dtype, precision)
+        return torch.backends.cuda.preferred_blas_library().name  # by setting, not by sight
 
     def _errors(self, dtype: torch.dtype) -> dict[str, float]:
         """Measures the relative error of a matmul and of a convolution against float64."""
@@ -94,11 +138,13 @@ class TorchBackend:
         matmul = a.to(self.device) @ b.to(self.device)
         conv = nn.functional.conv2d(image.to(self.device), kernel.to(self.device))
         return {
-            "matmul_error": _relative_error(matmul, a.double() @ b.double()),
-            "conv_error": _relative_error(conv, nn.functional.conv2d(image.double(), kernel.double())),
+            "matmul_error": relative_error(matmul, a.double() @ b.double()),
+            "conv_error": relative_error(conv, nn.functional.conv2d(image.double(), kernel.double())),
         }
 
     def build(self, spec: Spec, *, attention: str | None = None) -> nn.Module:
+        if isinstance(spec, ForeignSpec):
+            return build_foreign(spec, attention=attention)
         kernel = attention or ATTENTION["torch"][0]
         options = {"attention": kernel} if spec.family in ("vit", "vitdet") else {}
         with torch.device("meta"):
@@ -106,17 +152,23 @@ class TorchBackend:
         model.attention = options.get("attention")
         return model
 
-    def load(self, model: nn.Module, weights: Weights, *, numerics: str, layout: str | None = None) -> nn.Module:
+    def load(self, model: nn.Module, weights: Weights | None, *, numerics: str, layout: str | None = None) -> nn.Module:
         param_dtype, compute_dtype = (getattr(torch, dtype) for dtype in NUMERICS[numerics])
-        model.compute_dtype, model.memory_format = compute_dtype, MEMORY_FORMATS[layout or "nchw"]
-        load_params(model, model.spec, weights, dtype=param_dtype, device=self.device)
+        model.numerics, model.compute_dtype = numerics, compute_dtype
+        model.memory_format = MEMORY_FORMATS[layout or "nchw"]
+        if isinstance(model, ForeignModel):
+            model.compute_dtype = param_dtype  # autocast wants float32 images
+            load_foreign(model, weights, numerics=numerics, device=self.device)
+        else:
+            assert weights is not None
+            load_params(model, model.spec, weights, dtype=param_dtype, device=self.device)
         return model.to(memory_format=model.memory_format)
 
     def count_params(self, model: nn.Module) -> int:
         return sum(parameter.numel() for parameter in model.parameters())
 
     def export(self, model: nn.Module) -> Weights:
-        return export_params(model, model.spec)
+        return export_foreign(model) if isinstance(model, ForeignModel) else export_params(model, model.spec)
 
     def outputs(self, model: nn.Module, images: np.ndarray) -> dict[str, np.ndarray]:
         out: dict[str, torch.Tensor] = {}
@@ -130,16 +182,17 @@ class TorchBackend:
         return nchw.to(self.device, model.compute_dtype).contiguous(memory_format=model.memory_format)
 
     def compile(self, model: nn.Module, images: np.ndarray, labels: np.ndarray, *, mode: str, compile: str) -> "Step":
+        axes = {"platform": self.platform, "backend": self.name, "numerics": model.numerics, "mode": mode}
+        if reason := why_unsupported(model.spec, **axes, attention=model.attention, compile=compile):
+            raise Unsupported(reason)
         batch = self._put(images, model), torch.from_numpy(labels).to(self.device)
         if mode == "train":
-            run = make_train_step(model, optimizer="adamw", compile=_compiler(compile))
+            is_captured = compile == "cudagraphs"
+            run = make_train_step(model, optimizer="adamw", compile=_compiler(compile), is_captured=is_captured)
         else:
             forward = _compiler(compile)(model.eval())
             run = torch.inference_mode()(lambda images, labels: forward(images))
-        step = Step(run, batch, compile)
-        if compile != "eager" and model.attention == "math":
-            _require_math(step)
-        return step
+        return Step(run, batch, compile, attention=model.attention)
 
     def memory(self, model: nn.Module, step: "Step") -> dict[str, Any]:
         """Activation peak: what one call allocates beyond what was there before it; weights and inputs excluded."""
@@ -164,18 +217,64 @@ class TorchBackend:
 
 
 class Step:
-    """A forward or train step on one batch. torch compiles at the first call, which is made here."""
+    """A forward or train step on one batch: compiled, checked for the attention that runs, or captured, here."""
 
-    def __init__(self, run: Callable[..., torch.Tensor], batch: tuple[torch.Tensor, ...], compile: str) -> None:
+    def __init__(
+        self,
+        run: Callable[..., torch.Tensor],
+        batch: tuple[torch.Tensor, ...],
+        compile: str,
+        *,
+        attention: str | None = None,
+    ) -> None:
         self.run, self.batch = run, batch
         self.compile_s: float | None = None
         self.compile_cache: str | None = None
-        self.first: np.ndarray | None = None
-        if compile != "eager":
-            start = time.perf_counter()
-            self.first = _wide(self.run(*self.batch))  # of a train step, the loss before any update
-            self.compile_s = time.perf_counter() - start
+        self.attention_ran: str | None = None
+        self.first: np.ndarray | None = None  # of a train step, the loss before any update
+        if compile not in ("eager", "cudagraphs"):
+            with flex_errors() if attention == "flex" else contextlib.nullcontext():
+                self._time_first(lambda: self.run(*self.batch))  # torch compiles at the first call
             self.compile_cache = _cache_state()
+        if attention is not None:
+            self.attention_ran = self._find_attention(attention)
+        if compile == "cudagraphs":
+            self._time_first(self._capture)
+
+    def _time_first(self, call: Callable[[], torch.Tensor]) -> None:
+        start = time.perf_counter()
+        first = _wide(call())
+        self.compile_s = time.perf_counter() - start
+        self.first = first if self.first is None else self.first
+
+    def _find_attention(self, attention: str) -> str:
+        """Runs the step once; raises Unsupported where its attention is not the one asked for."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
+            first = _wide(self.run(*self.batch))
+        self.first = first if self.first is None else self.first
+        return name_attention(attention, {event.name for event in profile.events()})
+
+    def _capture(self) -> torch.Tensor:
+        """Captures the step's eager kernels in one CUDA graph, which runs from then on; returns the first output.
+
+        Three calls on a side stream come before it, as torch's notes on CUDA graphs ask: they choose the algorithms and
+        make the optimizer's state.
+        """
+        start, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        stream.wait_stream(start)
+        with torch.cuda.stream(stream):
+            first, *_ = [self.run(*self.batch).clone() for _ in range(3)]
+        start.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = self.run(*self.batch)
+
+        def replay(*batch: torch.Tensor) -> torch.Tensor:  # the batch stays where it was captured
+            graph.replay()
+            return output
+
+        self.run = replay
+        return first
 
     def __call__(self) -> None:
         self.run(*self.batch)
@@ -205,13 +304,21 @@ def _wide(tensor: torch.Tensor) -> np.ndarray:
     return tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32)).numpy()
 
 
-def _require_math(step: Step) -> None:
-    """Raises Unsupported where inductor has put a fused kernel in the place of math attention, as its patterns do."""
-    with torch.profiler.profile() as profile:
-        step()
-    ran = {event.name for event in profile.events() if "scaled_dot_product" in event.name}
-    if fused := ran - {"aten::scaled_dot_product_attention", "aten::_scaled_dot_product_attention_math"}:
-        raise Unsupported(f"torch.compile runs {', '.join(sorted(fused))} in the place of math attention")
+def name_attention(attention: str, operators: set[str]) -> str:
+    """Returns which attention is among the operators that ran; raises Unsupported where it is not the one asked for.
+
+    Compiled math has no operator of its own: it is matmuls, and a softmax that the compiler has fused. inductor puts a
+    flash kernel in its place where its patterns match, on a CPU in torch 2.15.
+    """
+    ran = {name.removesuffix("_backward") for name in operators if name.startswith("aten::_scaled_dot_product")}
+    if attention == "flex" and not ran and not operators & UNFUSED_FLEX:
+        return "flex_attention"
+    if attention == "math" and not ran:
+        return "matmul and softmax"
+    if not ran or ran - ATTENTION_OPERATORS.get(attention, set()):
+        instead = sorted(ran | operators & UNFUSED_FLEX)
+        raise Unsupported(f"attention={attention}: {', '.join(instead) or 'no attention kernel'} ran in its place")
+    return ", ".join(sorted(ran))
 
 
 def _cache_state() -> str:
@@ -237,7 +344,3 @@ def _cpu_peak_bytes(step: Step) -> int:
         total += event.nbytes()
         peak = max(peak, total)
     return peak
-
-
-def _relative_error(approximate: torch.Tensor, exact: torch.Tensor) -> float:
-    return float((approximate.cpu().double() - exact).norm() / exact.norm())

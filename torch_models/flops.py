@@ -18,10 +18,16 @@ def count_flops(model: nn.Module, spec: Spec) -> int:
 
     Any model of the spec will do: none of its weights is read, and nothing is computed.
     """
-    images = torch.empty((1, 3, *spec.image_size), device="meta")
+    with FlopCounterMode(display=False) as counter:
+        run_on_meta(model, spec.image_size)
+    return counter.get_total_flops()
+
+
+def run_on_meta(model: nn.Module, image_size: tuple[int, int]) -> None:
+    """Runs one image's forward pass, in evaluation mode, without memory or arithmetic."""
+    images = torch.empty((1, 3, *image_size), device="meta")
     # torch: by functional_call, because a model built on the meta device may still hold buffers made from numpy
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())
     state = {name: tensor.detach().to("meta") for name, tensor in tensors}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad():
         torch.func.functional_call(model.eval(), state, (images,))
-    return counter.get_total_flops()

@@ -3,10 +3,16 @@
 Dimensions: b images, h w rows and columns, n tokens, d width, k heads, e head_dim.
 """
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vitcmp.backend import Unsupported
 
 Outputs = dict[str, torch.Tensor]
 RelPosBias = tuple[torch.Tensor, torch.Tensor]  # (b k hw m) of the keys' rows m, (b k hw n) of their columns n
@@ -33,13 +39,15 @@ def gelu(x: torch.Tensor, kind: str) -> torch.Tensor:
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, kernel: str, bias: RelPosBias | None = None
 ) -> torch.Tensor:
-    """Attends with exactly one kernel, `math`, `flash`, `mem_efficient` or `cudnn`; raises where it cannot run.
+    """Attends with exactly one kernel, one of SDPA_BACKENDS or `flex`; raises where that kernel cannot run.
 
     q, k, v: (b n k e); bias: the two terms of what is added to the scaled logits. Returns (b n k e).
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # torch: SDPA takes (b k n e)
+    if kernel == "flex":
+        return _attend_flex(q, k, v, bias).transpose(1, 2)
+    mask = None if bias is None else full_bias(bias)
     with sdpa_kernel(SDPA_BACKENDS[kernel]):
-        mask = None if bias is None else full_bias(bias)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
@@ -47,6 +55,71 @@ def full_bias(bias: RelPosBias) -> torch.Tensor:
     """Adds the two terms for every query and key: (b k hw m) and (b k hw n) -> (b k hw mn)."""
     bias_h, bias_w = bias
     return (bias_h[..., :, None] + bias_w[..., None, :]).flatten(-2)
+
+
+# torch: flex_attention, which reads the two terms of a bias as it goes: no n x n array is ever made
+def _attend_flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: RelPosBias | None) -> torch.Tensor:
+    if q.dtype == torch.float64:
+        raise Unsupported("attention=flex: its kernels add up in float32, and numerics=float64 would not be float64")
+    if torch.compiler.is_compiling():  # the kernel is fused by the compiler that compiles the model
+        return _load_flex()(q, k, v, score_mod=_score_mod(bias))
+    if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
+        raise Unsupported("attention=flex: torch has no backward of it on a CPU")
+    return _compile_flex()(q, k, v, score_mod=_score_mod(bias))
+
+
+# torch: what flex_attention adds to a logit; a closure is how it is told
+def _score_mod(bias: RelPosBias | None) -> Callable[..., torch.Tensor] | None:
+    if bias is None:
+        return None
+    bias_h, bias_w = bias
+    num_columns = bias_w.shape[-1]
+
+    def add_bias(
+        score: torch.Tensor, b: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> torch.Tensor:
+        return score + bias_h[b, head, query, key // num_columns] + bias_w[b, head, query, key % num_columns]
+
+    return add_bias
+
+
+# torch: imported at first use, because it brings the compiler with it, which takes seconds
+def _load_flex() -> Callable[..., torch.Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention
+
+
+# torch: without a compiler flex_attention is not fused; compiled by itself, so that an eager model can have it
+@functools.cache
+def _compile_flex() -> Callable[..., torch.Tensor]:
+    from torch._dynamo import config
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    compiled = torch.compile(_load_flex(), dynamic=False, fullgraph=True)
+
+    def attend(*arrays: torch.Tensor, score_mod: Callable[..., torch.Tensor] | None) -> torch.Tensor:
+        with flex_errors():
+            try:
+                return compiled(*arrays, score_mod=score_mod)
+            except FailOnRecompileLimitHit:  # 8 shapes in one process; the limit stays where a call needs no compiling
+                with config.patch(recompile_limit=1024, accumulated_recompile_limit=4096):
+                    return compiled(*arrays, score_mod=score_mod)
+
+    return attend
+
+
+# torch: what the compiler raises where it has no kernel for the device, the dtype or the shape
+@contextlib.contextmanager
+def flex_errors() -> Iterator[None]:
+    """Raises Unsupported in the place of the compiler's errors."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    try:
+        yield
+    except (InductorError, TorchDynamoException) as error:
+        raise Unsupported(f"attention=flex: {str(error).strip().splitlines()[0]}") from error
 
 
 class Linear(nn.Linear):
@@ -77,7 +150,32 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # torch: (b d h w)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.conv2d(x, self.weight.to(x.dtype), bias, self.stride, self.padding, groups=self.groups)
+        return F.conv2d(x, self.read_kernel(x.dtype), bias, self.stride, self.padding, groups=self.groups)
+
+    def read_kernel(self, dtype: torch.dtype) -> torch.Tensor:
+        return self.weight.to(dtype)
+
+
+class StdConv(Conv):
+    """Convolution by a standardised kernel, without bias (arXiv:1903.10520, equations 4 and 5).
+
+    The weights of each output channel, over (in, h, w), are brought to mean 0 and deviation 1 in every forward pass, by
+    their biased variance and in float32 at least; `eps` is added to the variance.
+    """
+
+    def __init__(
+        self, in_dim: int, out_dim: int, *, kernel_size: int, stride: int = 1, padding: int = 0, eps: float
+    ) -> None:
+        super().__init__(in_dim, out_dim, kernel_size=kernel_size, stride=stride, padding=padding, use_bias=False)
+        self.eps = eps
+
+    def read_kernel(self, dtype: torch.dtype) -> torch.Tensor:
+        # torch: layer_norm does it for each row of (out, ...), on a CPU in a third of timm's batch_norm's time; a
+        # row in memory's own order, because one of channels_last would be copied: +35 % for a ResNet-50's convolutions
+        is_nchw = self.weight.is_contiguous()
+        rows = self.weight if is_nchw else self.weight.permute(0, 2, 3, 1)
+        rows = F.layer_norm(rows, rows.shape[1:], eps=self.eps).to(dtype)
+        return rows if is_nchw else rows.permute(0, 3, 1, 2)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -88,6 +186,16 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Normalises groups of neighbouring channels over one image's map (arXiv:1803.08494); float32 at least."""
+
+    def __init__(self, dim: int, *, num_groups: int, eps: float) -> None:
+        super().__init__(num_groups, dim, eps=eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # torch: (b d h w)
+        return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class Mlp(nn.Module):

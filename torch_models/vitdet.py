@@ -5,7 +5,6 @@ global; m n are the rows and columns of the keys.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from torch_models.layers import Conv, LayerNorm, Linear, Mlp, Outputs, RelPosBias, attend, tap
@@ -14,25 +13,37 @@ from vitcmp.params import sincos2d
 from vitcmp.specs import ViTDetSpec
 
 
-def window_partition(x: torch.Tensor, window: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Cuts a grid into windows, padded with zeros at its bottom and right to whole ones: (b h w d) -> (g wh ww d).
+def window_partition(
+    x: torch.Tensor, window: tuple[int, int], *, fill: torch.Tensor | None = None
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Cuts a grid into windows, padded at its bottom and right to whole ones: (b h w d) -> (g wh ww d).
 
-    Returns the windows, row by row of each image, and the padded (height, width).
+    The padding is `fill` (d), or zeros. Returns the windows, row by row of each image, and the padded (height, width).
     """
     b, h, w, d = x.shape
     wh, ww = window
     ph, pw = h + -h % wh, w + -w % ww
-    x = F.pad(x, (0, 0, 0, pw - w, 0, ph - h))  # torch: the last axis comes first
-    x = x.reshape(b, ph // wh, wh, pw // ww, ww, d).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(-1, wh, ww, d), (ph, pw)
+    # torch: in one copy, token by token; padding first and cutting after it makes two, and as many pages of memory
+    windows = x.new_zeros((b, ph * pw, d)) if fill is None else fill.to(x.dtype).expand(b, ph * pw, d).clone()
+    windows.index_copy_(1, window_order((h, w), window, device=x.device), x.reshape(b, h * w, d))
+    return windows.reshape(-1, wh, ww, d), (ph, pw)
 
 
 def window_unpartition(windows: torch.Tensor, padded_size: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
     """Puts windows back together and cuts the padding off: (g wh ww d) -> (b h w d), where `size` is (h, w)."""
     _, wh, ww, d = windows.shape
     ph, pw = padded_size
-    x = windows.reshape(-1, ph // wh, pw // ww, wh, ww, d).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(-1, ph, pw, d)[:, : size[0], : size[1]]
+    x = windows.reshape(-1, ph * pw, d).index_select(1, window_order(size, (wh, ww), device=windows.device))
+    return x.reshape(-1, *size, d)
+
+
+# torch: only its windows are copied by index; XLA makes one copy of padding, transposing and cutting by itself
+def window_order(size: tuple[int, int], window: tuple[int, int], *, device: torch.device) -> torch.Tensor:
+    """Returns where each token of a grid, row by row, is among the tokens of its windows: (hw,)."""
+    wh, ww = window
+    i, j = torch.arange(size[0], device=device)[:, None], torch.arange(size[1], device=device)
+    windows = i // wh * -(-size[1] // ww) + j // ww
+    return (windows * wh * ww + i % wh * ww + j % ww).flatten()
 
 
 def rel_pos_bias(q: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tensor) -> RelPosBias:
@@ -52,27 +63,42 @@ def rel_pos_bias(q: torch.Tensor, rel_pos_h: torch.Tensor, rel_pos_w: torch.Tens
 
 
 class GridAttention(nn.Module):
-    """Multi-head self-attention within each window, with decomposed relative positions."""
+    """Multi-head self-attention within each window, or over the whole grid, with decomposed relative positions.
 
-    def __init__(self, spec: ViTDetSpec, window: tuple[int, int], *, kernel: str) -> None:
+    The released code pads the grid before `qkv`, so that a padded token, which is attended to, is its bias. Here that
+    bias is the padding, and only the tokens of the grid are projected: the same outputs for less work.
+    """
+
+    def __init__(self, spec: ViTDetSpec, window: tuple[int, int] | None, *, kernel: str) -> None:
         super().__init__()
         self.num_heads, self.kernel, self.use_rel_pos = spec.num_heads, kernel, spec.rel_pos
+        self.window = window or spec.grid_size
         self.qkv = Linear(spec.width, 3 * spec.width)
         self.proj = Linear(spec.width, spec.width)
         if spec.rel_pos:
-            self.rel_pos_h = nn.Parameter(torch.zeros((2 * window[0] - 1, spec.head_dim)))
-            self.rel_pos_w = nn.Parameter(torch.zeros((2 * window[1] - 1, spec.head_dim)))
+            self.rel_pos_h = nn.Parameter(torch.zeros((2 * self.window[0] - 1, spec.head_dim)))
+            self.rel_pos_w = nn.Parameter(torch.zeros((2 * self.window[1] - 1, spec.head_dim)))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (g h w d)
-        g, h, w, d = x.shape
-        qkv = self.qkv(x).reshape(g, h * w, 3, self.num_heads, -1)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (b h w d)
+        h, w = x.shape[1:3]
+        if (h, w) == self.window:
+            return self.proj(self.attend_windows(self.qkv(x)))
+        if h % self.window[0] or w % self.window[1]:
+            windows, padded_size = window_partition(self.qkv(x), self.window, fill=self.qkv.bias)
+            return self.proj(window_unpartition(self.attend_windows(windows), padded_size, (h, w)))
+        windows, padded_size = window_partition(x, self.window)  # nothing is padded: x is a third of qkv
+        return window_unpartition(self.proj(self.attend_windows(self.qkv(windows))), padded_size, (h, w))
+
+    def attend_windows(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Attends within each window: (g h w 3d) -> (g h w d)."""
+        g, h, w, d = qkv.shape
+        qkv = qkv.reshape(g, h * w, 3, self.num_heads, -1)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # (g hw k e)
         bias = None  # without one, the flash kernels can run
         if self.use_rel_pos:
             grid_q = q.reshape(g, h, w, self.num_heads, -1)
-            bias = rel_pos_bias(grid_q, self.rel_pos_h.to(x.dtype), self.rel_pos_w.to(x.dtype))
-        x = attend(q, k, v, kernel=self.kernel, bias=bias)
-        return self.proj(x.reshape(g, h, w, d))
+            bias = rel_pos_bias(grid_q, self.rel_pos_h.to(q.dtype), self.rel_pos_w.to(q.dtype))
+        return attend(q, k, v, kernel=self.kernel, bias=bias).reshape(g, h, w, d // 3)
 
 
 class WindowBlock(nn.Module):
@@ -80,23 +106,14 @@ class WindowBlock(nn.Module):
 
     def __init__(self, spec: ViTDetSpec, window: tuple[int, int] | None, *, kernel: str) -> None:
         super().__init__()
-        self.window = window
         self.norm1 = LayerNorm(spec.width, eps=spec.norm_eps)
-        self.attn = GridAttention(spec, window or spec.grid_size, kernel=kernel)
+        self.attn = GridAttention(spec, window, kernel=kernel)
         self.norm2 = LayerNorm(spec.width, eps=spec.norm_eps)
         self.mlp = Mlp(spec.width, spec.mlp_dim, activation=spec.gelu)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (b h w d)
-        x = x + self.attend_windows(self.norm1(x))
+        x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
-
-    def attend_windows(self, x: torch.Tensor) -> torch.Tensor:
-        """Attends; the grid is padded after norm1, so a padded key is the bias of `qkv`, and is attended to."""
-        if self.window is None:
-            return self.attn(x)
-        h, w = x.shape[1:3]
-        windows, padded_size = window_partition(x, self.window)
-        return window_unpartition(self.attn(windows), padded_size, (h, w))
 
 
 class ViTDet(nn.Module):

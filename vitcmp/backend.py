@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vitcmp.params import Weights
-from vitcmp.specs import Spec, ViTDetSpec, ViTSpec, did_you_mean
+from vitcmp.specs import ResNetSpec, Spec, ViTDetSpec, ViTSpec, did_you_mean
 
 BACKENDS = ("jax", "torch")
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
@@ -29,7 +29,10 @@ ATTENTION: dict[str, tuple[str, ...]] = {
 }
 COMPILE: dict[str, tuple[str, ...]] = {
     "jax": ("jit",),
-    "torch": ("eager", "cudagraphs", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "torch": (
+        *("eager", "cudagraphs", "lite", "default"),
+        *("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    ),
 }
 BATCH_NORM = ("kept", "folded")  # of models that have it; folded into the convolutions, forward only
 LAYOUT: dict[str, tuple[str, ...]] = {"jax": ("nhwc",), "torch": ("nchw", "channels_last")}
@@ -122,19 +125,25 @@ def require_choice(argument: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 
 def why_unsupported(
-    spec: Spec, *, platform: str, backend: str, numerics: str, attention: str | None, mode: str = "forward"
+    spec: Spec,
+    *,
+    platform: str,
+    backend: str,
+    numerics: str,
+    attention: str | None,
+    mode: str = "forward",
+    compile: str | None = None,
 ) -> str | None:
     """Returns why the device cannot have this, as far as it is known beforehand; None where it may.
 
-    torch: CUDA's flash and cuDNN kernels take 16-bit inputs, and flash takes no bias; the CPU has math and flash.
+    torch: CUDA's flash and cuDNN kernels take 16-bit inputs, and flash takes no bias; the CPU has math and flash, and
+    flex without a backward.
     JAX: cuDNN's kernel is for NVIDIA GPUs and 16-bit inputs; Pallas' flash kernel is for TPUs.
     """
-    if mode == "train" and numerics == "float16":
-        return "AdamW's eps of 1e-8 is 0 in float16, and the first step gives NaN: train in bfloat16_mixed"
-    if numerics == "tensorfloat32" and platform != "gpu":
-        return "tensorfloat32 exists on NVIDIA GPUs only"
-    if platform == "tpu" and numerics in ("float16", "float64"):
-        return f"TPUs have no {numerics}"
+    if reason := _why_numerics_are_refused(platform, numerics, mode):
+        return reason
+    if reason := _why_compiler_refuses(spec, platform, mode, compile):
+        return reason
     if attention is None:
         return None
     is_16_bit = NUMERICS[numerics][1] in ("bfloat16", "float16")
@@ -143,17 +152,63 @@ def why_unsupported(
     home = "gpu" if attention == "cudnn" else homes.get((backend, attention), platform)
     if home != platform:
         return f"{backend}'s {attention} attention runs on a {home} only, this is a {platform}"
-    if attention == "pallas" and isinstance(spec, ViTSpec) and (lengths := _odd_lengths(spec)):
-        return f"pallas attention takes multiples of 128 tokens, this model has {', '.join(map(str, lengths))}"
     if platform == "gpu" and attention in ("flash", "cudnn") and not is_16_bit:
         return f"{attention} attention takes 16-bit inputs only, not {numerics}"
     if platform == "gpu" and attention == "flash" and has_bias:
         return "flash attention takes no bias, and rel_pos is one"
+    if attention == "flex":
+        return _why_flex_refuses(spec, platform, numerics, mode)
+    if backend == "jax" and isinstance(spec, ViTSpec):
+        return _why_jax_refuses(spec, attention, mode)
+    return None
+
+
+def _why_numerics_are_refused(platform: str, numerics: str, mode: str) -> str | None:
+    if mode == "train" and numerics == "float16":
+        return "AdamW's eps of 1e-8 is 0 in float16, and the first step gives NaN: train in bfloat16_mixed"
+    if numerics == "tensorfloat32" and platform != "gpu":
+        return "tensorfloat32 exists on NVIDIA GPUs only"
+    if platform == "tpu" and numerics in ("float16", "float64"):
+        return f"TPUs have no {numerics}"
+    return None
+
+
+def _why_compiler_refuses(spec: Spec, platform: str, mode: str, compile: str | None) -> str | None:
+    if compile == "cudagraphs" and platform != "gpu":
+        return f"CUDA graphs need a GPU, this is a {platform}"
+    if compile == "lite" and platform == "cpu" and mode == "train" and isinstance(spec, ResNetSpec):
+        return "torch's lite mode mistakes the strides of BatchNorm's gradient on a CPU (2.11 to 2.15)"
+    return None
+
+
+def _why_flex_refuses(spec: Spec, platform: str, numerics: str, mode: str) -> str | None:
+    """Returns what torch's flex_attention says no to (2.11 to 2.15), or, in float64, should."""
+    if numerics == "float64":
+        return "flex attention adds up in float32, which would not be float64"
+    if platform == "cpu" and mode == "train":
+        return "flex attention has no backward on a CPU"
+    if platform == "gpu" and isinstance(spec, ViTSpec) and spec.head_dim < 16:
+        return f"flex attention takes a head_dim of 16 or more, this model has {spec.head_dim}"
+    return None
+
+
+def _why_jax_refuses(spec: ViTSpec, attention: str, mode: str) -> str | None:
+    """Returns what JAX's fused kernels say no to when they are traced (jax 0.10.2), that is known without the device.
+
+    cuDNN's head_dim ends at 128 on GPUs before Hopper, which only the device tells.
+    """
+    if attention == "cudnn" and (spec.head_dim % 8 or spec.head_dim > 256):
+        return f"cudnn attention takes a head_dim of 8, 16 ... 256, this model has {spec.head_dim}"
+    if attention == "cudnn" and mode == "train" and (lengths := _odd_lengths(spec)):
+        return f"cudnn attention trains a bias at even numbers of tokens, this model has {', '.join(map(str, lengths))}"
+    if attention == "pallas" and spec.head_dim > 128 and spec.head_dim % 128:
+        return f"pallas attention takes a head_dim of 1 to 128, 256, 384 ..., this model has {spec.head_dim}"
     return None
 
 
 def _odd_lengths(spec: ViTSpec) -> list[int]:
-    """Returns the lengths of the model's attentions that are no multiple of 128; a MAP head has one query."""
-    windows = [spec.window_of(i) for i in range(spec.depth)] if isinstance(spec, ViTDetSpec) else [None]
-    lengths = {window[0] * window[1] if window else spec.num_tokens for window in windows}
-    return sorted(length for length in lengths | ({1} if spec.pool == "map" else set()) if length % 128)
+    """Returns the odd numbers of tokens that the model attends over with a bias."""
+    if not isinstance(spec, ViTDetSpec) or not spec.rel_pos:
+        return []
+    windows = {spec.window_of(i) or spec.grid_size for i in range(spec.depth)}
+    return sorted({height * width for height, width in windows if height * width % 2})

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 from typing import Any
 
 from vitcmp.backend import ATTENTION, BACKENDS, BATCH_NORM, COMPILE, LAYOUT, MODES, NUMERICS, Device, why_unsupported
@@ -15,6 +16,7 @@ from vitcmp.specs import (
     ForeignSpec,
     ResNetSpec,
     Spec,
+    TimmSpec,
     ViTSpec,
     did_you_mean,
     format_image_size,
@@ -39,7 +41,7 @@ class Case:
     batch_size: int
     mode: str
     numerics: str
-    attention: str | None  # None for a model without attention
+    attention: str | None  # None for a model without attention, and for a foreign one that chooses by itself
     compile: str
     layout: str
     batch_norm: str | None = None  # kept or folded; None for a model that has none, and in records of method 1
@@ -47,7 +49,7 @@ class Case:
     device_name: str
     num_threads: int | None  # None on an accelerator
     framework_version: str
-    weights: str  # seed:0, or sha256:... of the file
+    weights: str  # seed:0, or sha256:... of the file (checkpoints.weights_id)
     max_sampling_s: float  # the stopping rule's cap
 
     def to_json(self) -> dict[str, Any]:
@@ -163,7 +165,18 @@ FULL = dataclasses.replace(
     numerics=("float32", "tensorfloat32", "bfloat16", "float16", "bfloat16_mixed"),
     compile={"jax": ("jit",), "torch": COMPILE["torch"]},
 )
-PRESETS = ("quick", "article", "full")
+# Figure 12 of the ViT paper (arXiv:2010.11929), whose ResNets are BiT's (section 4.1): the peak speed over batch sizes,
+# and the largest batch that fits.
+VIT_PAPER = Grid(
+    models=("bit_r50x1", "bit_r50x2", "bit_r152x4", "vit_b32", "vit_l32", "vit_b16", "vit_l16", "vit_h14"),
+    image_sizes=("64", "128", "224", "384", "512"),
+    batch_sizes=(1, 8, 32, 128, 512, 2048),
+    numerics=("bfloat16",),
+    attention=ACCELERATOR_QUICK.attention,
+    compile=ACCELERATOR_QUICK.compile,
+    layout=ACCELERATOR_QUICK.layout,
+)
+PRESETS = ("quick", "article", "vit_paper", "full")
 
 
 def get_preset(name: str, platform: str) -> Grid:
@@ -172,7 +185,7 @@ def get_preset(name: str, platform: str) -> Grid:
         raise ValueError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; allowed: {', '.join(PRESETS)}")
     if name == "quick":
         return CPU_QUICK if platform == "cpu" else ACCELERATOR_QUICK
-    return ARTICLE if name == "article" else FULL
+    return {"article": ARTICLE, "vit_paper": VIT_PAPER, "full": FULL}[name]
 
 
 def timestamp() -> str:
@@ -202,7 +215,9 @@ def check_names(grid: dict[str, Any], backends: tuple[str, ...]) -> None:
         if not str(text).isdigit() or int(text) < 1:
             faults.append(f"batch_sizes={text!r} must be a whole number, 1 or more")
     for model in grid.get("models") or ():
-        _collect(faults, get_spec, model)
+        spec = _collect(faults, get_spec, model)
+        if isinstance(spec, ForeignSpec) and known and spec.backend not in known:
+            faults.append(f"model {model!r} needs backend {spec.backend}, the sweep has {', '.join(known)}")
     if faults:
         raise ValueError("\n".join(dict.fromkeys(faults)))
 
@@ -228,12 +243,14 @@ def make_cases(grid: Grid, backend: str, device: Device, *, framework_version: s
             continue
         if grid.mode == "train" and not spec.num_classes:
             faults.append(f"model {model!r}: num_classes=0 has no loss to train on")
+        if grid.mode == "train" and isinstance(spec, ResNetSpec) and spec.is_folded:
+            faults.append(f"model {model!r}: is_folded=true cannot be trained, its BatchNorm is gone")
+        if isinstance(spec, ForeignSpec) and spec.backend != backend:
+            continue
         spec_json = {"family": spec.family, **json.loads(json.dumps(dataclasses.asdict(spec)))}
-        attention = grid.attention[backend] if isinstance(spec, ViTSpec) else (None,)
-        for kernel, compile, layout, batch_norm in itertools.product(
-            attention, grid.compile[backend], _layouts(grid, backend, spec), _batch_norms(grid, spec)
-        ):
-            if _is_left_out(grid, spec, device.platform, backend, numerics, kernel):
+        choices = _kernels(grid, backend, spec), grid.compile[backend], _layouts(grid, backend, spec)
+        for kernel, compile, layout, batch_norm in itertools.product(*choices, _batch_norms(grid, spec)):
+            if _is_left_out(grid, spec, device.platform, backend, numerics, kernel, compile):
                 continue
             case = Case(
                 backend=backend,
@@ -250,7 +267,7 @@ def make_cases(grid: Grid, backend: str, device: Device, *, framework_version: s
                 platform=device.platform,
                 device_name=device.name,
                 num_threads=device.num_threads,
-                framework_version=framework_version,
+                framework_version=_version(framework_version, device, spec),
                 weights=grid.weights,
                 max_sampling_s=grid.max_sampling_s,
             )
@@ -272,19 +289,28 @@ def estimate_s(case: Case) -> float:
     """Guesses the seconds that a case takes: starting a process, compiling, and the samples of the stopping rule."""
     speed = {"cpu": 4e10 * (case.num_threads or 1)}.get(case.platform, 5e13)  # FLOP/s, a cautious share of the peak
     spec = case.resolve_spec()
-    if isinstance(spec, ForeignSpec):  # unknown until its library is asked: taken for a ViT-B
-        spec = get_spec(f"vit_b16:image_size={case.image_size}")
-    call_s = count_flops(spec, mode=case.mode).total * case.batch_size / speed
-    compile_s = {"jit": 2.0, "eager": 0.0, "default": 25.0, "reduce-overhead": 25.0}.get(case.compile, 90.0)
+    if isinstance(spec, ForeignSpec):  # unknown until its library is asked: taken for a ViT-B, by its FLOPs a pixel
+        image_flops = 7e5 * math.prod(spec.image_size) * (3 if case.mode == "train" else 1)
+    else:
+        image_flops = count_flops(spec, mode=case.mode).total
+    call_s = image_flops * case.batch_size / speed
+    quick_s = {"jit": 2.0, "eager": 0.0, "cudagraphs": 1.0}
+    compile_s = 90.0 if case.compile.startswith("max-autotune") else quick_s.get(case.compile, 25.0)
     return 3.0 + compile_s + 2 * min(max(30 * call_s, 1.5), case.max_sampling_s) + 10 * call_s
 
 
-def _is_left_out(grid: Grid, spec: Spec, platform: str, backend: str, numerics: str, attention: str | None) -> bool:
+def _is_left_out(
+    grid: Grid, spec: Spec, platform: str, backend: str, numerics: str, attention: str | None, compile: str
+) -> bool:
     """Says whether the device is known not to have this, and nobody asked for it by name."""
     axes = {"platform": platform, "backend": backend, "numerics": numerics, "mode": grid.mode}
     if why_unsupported(spec, **axes, attention=None):
         return "numerics" not in grid.named
-    return "attention" not in grid.named and why_unsupported(spec, **axes, attention=attention) is not None
+    if why_unsupported(spec, **axes, attention=attention):
+        return "attention" not in grid.named
+    return (
+        "compile" not in grid.named and why_unsupported(spec, **axes, attention=attention, compile=compile) is not None
+    )
 
 
 def _resize_spec(model: str, size: str) -> Spec:
@@ -294,6 +320,19 @@ def _resize_spec(model: str, size: str) -> Spec:
         raise ValueError(f"model {model!r} at {size} px: {error}") from None
 
 
+def _kernels(grid: Grid, backend: str, spec: Spec) -> tuple[str | None, ...]:
+    """A timm model chooses by itself unless kernels were asked for by name; big_vision's has none to choose."""
+    if isinstance(spec, ViTSpec) or (isinstance(spec, TimmSpec) and "attention" in grid.named):
+        return grid.attention[backend]
+    return (None,)
+
+
+def _version(framework_version: str, device: Device, spec: Spec) -> str:
+    """Adds the version of the library that a foreign model is of, which decides its numbers too."""
+    library = device.versions.get(spec.family) if isinstance(spec, ForeignSpec) else None
+    return f"{framework_version} ({spec.family} {library})" if library else framework_version
+
+
 def _layouts(grid: Grid, backend: str, spec: Spec) -> tuple[str, ...]:
     """A ViT has one convolution, its first: it is swept in one layout only."""
     return grid.layout[backend] if not isinstance(spec, ViTSpec) else grid.layout[backend][:1]
@@ -301,7 +340,7 @@ def _layouts(grid: Grid, backend: str, spec: Spec) -> tuple[str, ...]:
 
 def _batch_norms(grid: Grid, spec: Spec) -> tuple[str | None, ...]:
     """A model without BatchNorm has no choice, and nothing is folded in training, unless that was asked for by name."""
-    if not isinstance(spec, ResNetSpec):
+    if not isinstance(spec, ResNetSpec) or spec.is_folded:
         return (None,)
     if grid.mode == "train" and "batch_norm" not in grid.named:
         return BATCH_NORM[:1]

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from vitcmp.params import expected_params
-from vitcmp.specs import BiTSpec, ConvNeXtSpec, ResNetSpec, Spec, ViTDetSpec, ViTSpec, get_spec
+from vitcmp.specs import FOREIGN, BiTSpec, BiTV1Spec, ConvNeXtSpec, ResNetSpec, Spec, ViTDetSpec, ViTSpec, get_spec
 
 # Spacing of the numbers above 1, of what a layer computes with and of what it sums in.
 EPS: dict[str, tuple[float, float]] = {
@@ -22,7 +22,9 @@ EPS: dict[str, tuple[float, float]] = {
 STORED = 1e-7  # records keep 8 digits: half a unit of the last one, in each of two values
 SUM_BLOCKS = 4  # at least: vector lanes, or blocks that fit a cache
 ROUNDINGS = 3  # a layer: its output, the norm or activation after it, and the residual sum
-FAMILIES: dict[str, type[Spec]] = {cls.family: cls for cls in (ViTSpec, ViTDetSpec, ResNetSpec, BiTSpec, ConvNeXtSpec)}
+FAMILIES: dict[str, type[Spec]] = {
+    cls.family: cls for cls in (ViTSpec, ViTDetSpec, ResNetSpec, BiTSpec, BiTV1Spec, ConvNeXtSpec)
+}
 # What must be equal for two records to be of one model on one input. The photograph is one image whatever the batch.
 SAME = ("model", "image_size", "numerics", "weights")
 
@@ -34,6 +36,13 @@ class ParityResult(NamedTuple):
     error: float | None  # max |a - b| over the largest |logit|
     bound: float | None
     note: str = ""
+
+    def describe(self) -> str:
+        """Returns one line for people: `the outputs differ by 3.1e-02 of the largest, the bound is 1.2e-05`."""
+        if self.error is None:
+            return f"the outputs cannot be called equal: {self.note}"
+        relation = "agree to" if self.status == "equal" else "differ by"
+        return f"the outputs {relation} {self.error:.2g} of the largest value, the bound is {self.bound:.2g}"
 
 
 def tolerance(numerics: str, spec: Spec | str | Mapping[str, Any]) -> float:
@@ -83,7 +92,7 @@ def compare_outputs(a: Mapping[str, Any], b: Mapping[str, Any]) -> ParityResult:
     if outputs_a is None or outputs_b is None:
         absent = [record["case"]["backend"] for record in (a, b) if _last_output(record) is None]
         return ParityResult("missing", None, bound, f"no outputs of {' and '.join(absent)}")
-    result = _compare(outputs_a, outputs_b, bound)
+    result = compare_arrays(outputs_a, outputs_b, bound)
     return _compare_losses(a, b, result, np.abs(outputs_a).max()) if result.status == "equal" else result
 
 
@@ -106,7 +115,8 @@ def _last_output(record: Mapping[str, Any]) -> np.ndarray | None:
     return np.asarray(values, np.float64) if values else None
 
 
-def _compare(a: np.ndarray, b: np.ndarray, bound: float) -> ParityResult:
+def compare_arrays(a: np.ndarray, b: np.ndarray, bound: float) -> ParityResult:
+    """Compares two arrays by max |a - b| over the largest magnitude in either; `missing` where both are all 0."""
     if a.shape != b.shape:
         return ParityResult("differs", None, bound, f"{a.size} logits and {b.size}")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -126,6 +136,8 @@ def _sum_lengths(spec: Spec) -> list[int]:
 def _as_spec(spec: Spec | str | Mapping[str, Any]) -> Spec:
     if not isinstance(spec, Mapping):
         return get_spec(spec)
+    if spec.get("family") in FOREIGN:
+        raise ValueError(f"the layers of {spec['family']}:{spec.get('name')} are known to its library only")
     if spec.get("family") not in FAMILIES:
         raise ValueError(f"spec: family={spec.get('family')!r} must be one of {', '.join(FAMILIES)}")
     cls = FAMILIES[spec["family"]]

@@ -48,7 +48,10 @@ flags.DEFINE_string("mode", None, f"What a step is: {' or '.join(MODES)} (forwar
 flags.DEFINE_string("preset", "quick", f"What the other flags override: {', '.join(PRESETS)}.")
 flags.DEFINE_string("device", "auto", f"One of {', '.join(PLATFORMS)}.")
 flags.DEFINE_string(
-    "weights", None, "A checkpoint (.safetensors, .pth, .npz) for all models; without it, drawn from seed 0."
+    "weights",
+    None,
+    "A checkpoint (.safetensors, .pth, .npz) for all models, FILE:SUBTREE, timm:NAME or timm:NAME:FILE; without it, "
+    "drawn from seed 0.",
 )
 flags.DEFINE_string("out", "results", "The folder of records (*.jsonl) and logs; a sweep there is continued.")
 flags.DEFINE_float("timeout_s", 900.0, "Seconds after which a case is ended and recorded as timeout.")
@@ -153,8 +156,9 @@ def make_plan(store: RecordStore) -> Plan:
     records = store.load()
     devices, cases = {}, []
     axes = given_axes()
+    asked = {name: tuple(axes[name] or ()) for name in ("models", "image_sizes")}
     for backend in dict.fromkeys(FLAGS.backend):
-        device = probe(backend, FLAGS.device, weights_path=FLAGS.weights, models=axes["models"] or ())
+        device = probe(backend, FLAGS.device, weights_path=FLAGS.weights, **asked)
         devices[backend] = device
         grid = override(get_preset(FLAGS.preset, device.platform), axes)
         cases += make_cases(grid, backend, device, framework_version=device.versions[backend])
@@ -178,7 +182,7 @@ def override(preset: Grid, axes: dict[str, Any]) -> Grid:
         given["mode"] = axes["mode"]
     if FLAGS.weights:
         given["weights"] = weights_id(FLAGS.weights)
-    named = tuple(axis for axis in ("numerics", "attention", "batch_norm") if axes[axis])
+    named = tuple(axis for axis in ("numerics", "attention", "compile", "batch_norm") if axes[axis])
     return dataclasses.replace(preset, **given, named=named)
 
 

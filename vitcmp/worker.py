@@ -1,8 +1,8 @@
 """The child process: measures one case and writes one record. `python -m vitcmp.worker` is started by the runner.
 
 It reads a job as JSON on standard input: `{"case": ..., "run": 0, "weights_path": null, "parent_pid": 1, "result":
-PATH}` gives a record at PATH; `{"probe": {"backend", "platform", "weights_path", "models"}, "result": PATH}` gives the
-device, or an error.
+PATH}` gives a record at PATH; `{"probe": {"backend", "platform", "weights_path", "models", "image_sizes"}, "result":
+PATH}` gives the device, or an error.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ import numpy as np
 
 from vitcmp.backend import Backend, Step, Unsupported, load_backend, why_unsupported
 from vitcmp.cases import Case, timestamp
-from vitcmp.checkpoints import load_weights
+from vitcmp.checkpoints import load_weights, read_state
 from vitcmp.environment import HostMonitor, describe_environment, pin_cpus
 from vitcmp.flops import count_flops
 from vitcmp.params import Weights, fold_batch_norm, init_weights
 from vitcmp.photo import load_photo
 from vitcmp.records import Record
-from vitcmp.specs import ForeignSpec, ResNetSpec, Spec
+from vitcmp.specs import ForeignSpec, ResNetSpec, Spec, get_spec, parse_image_size
 from vitcmp.timing import Rule, sample, sample_throughput, warm_up
-from vitcmp.weight_files import read_arrays
+from vitcmp.weight_files import as_numbers
 
 OOM_WORDS = (
     "out of memory",
@@ -66,9 +66,17 @@ def measure(case: Case, run: int, weights_path: str | None) -> Record:
     """Measures the case; whatever goes wrong becomes the record's status and error."""
     record, stages = case.new_record(run), Stages()
     record["environment"] = describe_environment()
-    try:
+    with failures_recorded(record, stages):
         _measure(case, weights_path, record, stages)
         record["status"] = "ok"
+    return {**record, "stages_s": stages.seconds, "ended_at": timestamp()}
+
+
+@contextlib.contextmanager
+def failures_recorded(record: Record, stages: Stages) -> Iterator[None]:
+    """Turns whatever goes wrong inside into the record's status and error."""
+    try:
+        yield
     except Exception as error:  # the one broad catch: every failure is a record
         record["status"] = classify(error)
         record["error"] = {
@@ -78,7 +86,6 @@ def measure(case: Case, run: int, weights_path: str | None) -> Record:
             "stage": stages.name,
         }
         traceback.print_exc()
-    return {**record, "stages_s": stages.seconds, "ended_at": timestamp()}
 
 
 def classify(error: BaseException) -> str:
@@ -98,6 +105,8 @@ def _measure(case: Case, weights_path: str | None, record: Record, stages: Stage
         record["effective"] = {**effective, "attention": case.attention, "num_threads": case.num_threads}
         with stages.stage("weights"):
             model = _load_model(backend, case, spec, weights_path)
+        if isinstance(spec, ForeignSpec):
+            record["effective"] |= model.effective()
         record["num_params"] = backend.count_params(model)
         with stages.stage("flops"):
             record["flops"] = _count_flops(backend, spec, case)
@@ -108,7 +117,7 @@ def _measure(case: Case, weights_path: str | None, record: Record, stages: Stage
 
 
 def _open_backend(case: Case, spec: Spec, record: Record, stages: Stages) -> Backend:
-    axes = {name: getattr(case, name) for name in ("platform", "backend", "numerics", "attention", "mode")}
+    axes = {name: getattr(case, name) for name in ("platform", "backend", "numerics", "attention", "mode", "compile")}
     if case.batch_norm == "folded" and case.mode == "train":
         raise Unsupported("a folded BatchNorm cannot be trained: its statistics are gone; use batch_norm=kept")
     if reason := why_unsupported(spec, **axes):
@@ -127,7 +136,7 @@ def _open_backend(case: Case, spec: Spec, record: Record, stages: Stages) -> Bac
 def _load_model(backend: Backend, case: Case, spec: Spec, weights_path: str | None) -> Any:
     weights: Weights | None
     if isinstance(spec, ForeignSpec):
-        weights = None if weights_path is None else dict(read_arrays(weights_path))
+        weights = None if weights_path is None else as_numbers(read_state(weights_path), weights_path)
     else:
         weights = init_weights(spec) if weights_path is None else load_weights(weights_path, spec)
     if case.batch_norm == "folded":
@@ -147,6 +156,8 @@ def _compile(backend: Backend, model: Any, case: Case, spec: Spec, record: Recor
     with stages.stage("compile"):
         step = backend.compile(model, images, labels, mode=case.mode, compile=case.compile)
         record["compile_s"], record["compile_cache"] = step.compile_s, step.compile_cache
+        if ran := getattr(step, "attention_ran", None):  # of torch, which chooses an operator when it runs
+            record["effective"]["attention_ran"] = ran
     with stages.stage("parity"):
         result = step.result()
     if case.mode == "train":
@@ -208,20 +219,45 @@ def _time(step: Step, case: Case, record: Record, stages: Stages) -> None:
 
 
 def probe(request: dict[str, Any]) -> dict[str, Any]:
-    """Describes the device, and checks that the weights fit every model, before a sweep starts."""
+    """Describes the device, and checks before a sweep starts that the weights fit every model.
+
+    Of a model of another library, which only that library knows, it checks that there is one, and that it takes every
+    image size that was named.
+    """
     try:
-        device = load_backend(request["backend"], platform=request["platform"]).describe()
+        backend = load_backend(request["backend"], platform=request["platform"])
+        device = backend.describe()
+        specs = [get_spec(model) for model in request["models"]]
+        _check_foreign(backend, [spec for spec in specs if isinstance(spec, ForeignSpec)], request)
         if request["weights_path"]:
-            for model in request["models"]:
-                load_weights(request["weights_path"], model)
+            for spec in (spec for spec in specs if not isinstance(spec, ForeignSpec)):
+                load_weights(request["weights_path"], spec)
     except (ValueError, Unsupported) as error:
         return {"error": str(error)}
     return {"device": vars(device)}
 
 
+def _check_foreign(backend: Backend, specs: list[ForeignSpec], request: dict[str, Any]) -> None:
+    """Raises one ValueError for all models of this backend's libraries that cannot be had, or not for an image."""
+    faults: list[str] = []
+    mine, path = [spec for spec in specs if spec.backend == backend.name], request["weights_path"]
+    weights = as_numbers(read_state(path), path) if mine and path else None
+    for model in mine:
+        for size in request.get("image_sizes") or [model.image_size]:
+            spec = dataclasses.replace(model, image_size=parse_image_size(size))
+            try:
+                backend.count_flops(spec)
+                if weights is not None:
+                    backend.load(backend.build(spec), weights, numerics="float32")
+            except ValueError as error:
+                faults.append(str(error))
+    if faults:
+        raise ValueError("\n".join(dict.fromkeys(faults)))
+
+
 def main() -> None:
     job = json.loads(sys.stdin.read())
-    _die_with_parent(job["parent_pid"])
+    die_with_parent(job["parent_pid"])
     if "probe" in job:
         result = probe(job["probe"])
     else:
@@ -229,13 +265,16 @@ def main() -> None:
         if case.num_threads:
             pin_cpus(case.num_threads)
         result = measure(case, job["run"], job["weights_path"])
-    path = Path(job["result"])
+    write_result(result, Path(job["result"]))
+
+
+def write_result(result: dict[str, Any], path: Path) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(result, allow_nan=False))
     part.replace(path)
 
 
-def _die_with_parent(parent_pid: int) -> None:
+def die_with_parent(parent_pid: int) -> None:
     """Asks Linux to kill this process with its parent, and to choose it first when memory runs out."""
     if sys.platform != "linux":
         return

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 
+from vitcmp.schema import METHOD_VERSION
 from vitcmp.specs import get_spec, parse_image_size
 
 START = datetime.datetime(2026, 11, 20, 5, tzinfo=datetime.UTC)
@@ -34,6 +35,7 @@ def make_case(backend, model="vit_ti16", image_size="224", **changes):
         "device_name": "AMD EPYC",
         "num_threads": 2,
         "weights": "seed:0",
+        "max_sampling_s": 5.0,
     }
     return case | ({} if spec.family.startswith("vit") else {"attention": None}) | changes
 
@@ -55,7 +57,7 @@ def record(backend="jax", ms=10.0, *, run=0, at_s=0.0, num_values=60, is_converg
     started_at = START + datetime.timedelta(seconds=at_s)
     return {
         "schema": "vitcmp-record/1",
-        "method_version": 1,
+        "method_version": METHOD_VERSION,
         "case_id": hashlib.sha256(json.dumps(case, sort_keys=True).encode()).hexdigest(),
         "run": run,
         "status": "ok",

@@ -15,7 +15,12 @@ PARTS = {"jax": ("jax", "jaxlib", "flax", "optax"), "torch": ("torch", "torchvis
 CORE_MODULES = {"specs", "params", "backend", "resample", "environment"}  # what the models may use of vitcmp
 # What vitcmp's modules import beside the standard library and vitcmp itself, at their top or inside a function.
 PACKAGES = {"numpy", "absl"}
-EXTRA_PACKAGES = {"run": {"rich"}, "report": {"rich"}, "weight_files": {"safetensors", "torch"}}
+EXTRA_PACKAGES = {
+    "run": {"rich"},
+    "report": {"rich"},
+    "weight_files": {"safetensors", "torch"},
+    "timm_hub": {"timm", "torch"},
+}
 TINY = "vit_ti16:depth=1,width=48,num_heads=3,mlp_dim=96,num_classes=10,image_size=32x48"
 CHILD = """
 import importlib, json, sys

@@ -82,7 +82,7 @@ def test_the_spec_of_a_record_has_the_bound_of_the_spec(model):
     ["numerics", "spec", "message"],
     [
         ("float8", TINY, "numerics='float8'.*allowed: float64, float32"),
-        ("float32", {"family": "mlp"}, "family='mlp' must be one of vit, vitdet, resnet, bit, convnext"),
+        ("float32", {"family": "mlp"}, "family='mlp' must be one of vit, vitdet, resnet, bit, bit_v1, convnext"),
         ("float32", {"family": "vit"}, "missing .* required"),
         ("float32", "vit_x16", "unknown model"),
     ],

@@ -137,6 +137,25 @@ def test_a_file_of_another_kind_is_an_error_and_is_not_touched(store):
     assert store.path.read_text() == '{\n "pretty": 1\n}'
 
 
+def test_an_experiments_records_in_a_folder_below_are_passed_over_and_in_the_own_file_they_are_an_error(store):
+    below = RecordStore(store.folder / "noise", schema="vitcmp-pair/1", validate=lambda record: []).open()
+    below.append({"schema": "vitcmp-pair/1"})
+    store.append(make_record(1))
+    assert store.load() == [make_record(1)]
+    assert "noise/records.jsonl: passed over, its schema is 'vitcmp-pair/1'" in store.notes[0]
+    below.path.rename(store.path)
+    with pytest.raises(RecordError, match=f"schema is 'vitcmp-pair/1', expected '{SCHEMA}'"):
+        store.load()
+
+
+def test_a_store_of_other_records_checks_them_its_own_way(tmp_path):
+    other = RecordStore(tmp_path, schema="x/1", validate=lambda record: [] if record.get("n") else ["n is missing"])
+    other.append({"schema": "x/1", "n": 1})
+    with pytest.raises(RecordError, match="n is missing"):
+        other.append({"schema": "x/1"})
+    assert other.load() == [{"schema": "x/1", "n": 1}]
+
+
 def test_a_last_line_of_another_schema_is_an_error_and_not_torn(store):
     store.path.write_text(line_of({**make_record(1), "schema": "vitcmp-record/9"}))
     with pytest.raises(RecordError, match="vitcmp-record/9"):

@@ -22,7 +22,7 @@ def run(*flags: str, folder) -> subprocess.CompletedProcess:
         (["--backend=jax", "--batch_sizes=0"], ["batch_sizes='0'"]),
         (["--backend=jax", "--numerics=fp32"], ["'fp32'", "float32, tensorfloat32"]),
         (["--backend=torch", "--attention=flsh"], ["did you mean 'flash'"]),
-        (["--backend=torch", "--compile=jit"], ["allowed: eager, default"]),
+        (["--backend=torch", "--compile=jit"], ["allowed: eager, cudagraphs"]),
         (["--backend=torch", "--preset=quik"], ["did you mean 'quick'"]),
         (["--backend=torch", "--device=cuda"], ["'cuda'", "auto, cpu, gpu, tpu"]),
         (["--backend=torch", "--runs=0"], ["--runs=0"]),

@@ -120,14 +120,14 @@ def _spread(module: nn.Module, name: str) -> float:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm2d | nn.LayerNorm)
+    return isinstance(module, nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm)
 
 
 def _canonical(module: nn.Module, path: str, name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     if isinstance(module, nn.Linear) and name == "weight":
         return "kernel", array.T
     if isinstance(module, nn.Conv2d) and name == "weight":
-        if path.endswith(("mlp.fc1", "mlp.fc2")):  # timm's conv_mlp: a linear layer written as a 1x1 convolution
+        if path.endswith(("mlp.fc1", "mlp.fc2", "head.fc")):  # timm's conv_mlp, use_conv: a linear layer as a 1x1 one
             return "kernel", array[:, :, 0, 0].T
         return "kernel", array.transpose(2, 3, 1, 0)
     return {"weight": "scale", "running_mean": "mean", "running_var": "var"}.get(name, name), array

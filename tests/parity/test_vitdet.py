@@ -17,6 +17,7 @@ import torch_models.layers
 import torch_models.vitdet
 import vitcmp
 from tests.parity.helpers import draw_images, randomise, relative_error, run, run_timm, timm_weights, worst_error
+from torch_models.layers import full_bias
 from torch_models.vitdet import ViTDet, WindowBlock, rel_pos_bias, window_partition, window_unpartition
 from vitcmp.params import expected_shapes, fit_image_size, upcycle
 from vitcmp.specs import ViTDetSpec
@@ -160,14 +161,14 @@ def test_windows_are_cut_as_numpy_slices_and_put_back(backend, window):
 @pytest.mark.parametrize("backend", FRAMEWORKS)
 def test_rel_pos_bias_is_the_sum_over_each_pair_of_tokens(backend):
     xp = pytest.importorskip({"jax": "jax.numpy", "torch": "torch"}[backend])
-    vitdet = pytest.importorskip(f"{backend}_models.vitdet")
+    vitdet, layers = (pytest.importorskip(f"{backend}_models.{name}") for name in ("vitdet", "layers"))
     rng = np.random.default_rng(0)
     h, w = 2, 3
     q, rel_pos_h, rel_pos_w = (rng.standard_normal(shape, np.float32) for shape in [(1, h, w, 2, 4), (3, 4), (5, 4)])
     expected = np.zeros((1, 2, h, w, h, w))
     for head, i, j, m, n in np.ndindex(2, h, w, h, w):
         expected[0, head, i, j, m, n] = q[0, i, j, head] @ (rel_pos_h[i - m + h - 1] + rel_pos_w[j - n + w - 1])
-    bias = vitdet.rel_pos_bias(*(xp.asarray(x) for x in (q, rel_pos_h, rel_pos_w)))
+    bias = layers.full_bias(vitdet.rel_pos_bias(*(xp.asarray(x) for x in (q, rel_pos_h, rel_pos_w))))
     assert relative_error(np.asarray(bias), expected.reshape(1, 2, h * w, h * w)) < 1e-6  # float32: 8 products of 4 eps
 
 
@@ -179,8 +180,8 @@ def test_timm_tells_a_wrong_number_apart(fault, neck_dim):
 
 
 def pad_at_top_and_left(patch: pytest.MonkeyPatch) -> None:
-    def partition(x, window):
-        windows, size = window_partition(x.flip(1, 2), window)
+    def partition(x, window, *, fill=None):
+        windows, size = window_partition(x.flip(1, 2), window, fill=fill)
         return window_partition(window_unpartition(windows, size, size).flip(1, 2), window)
 
     def unpartition(windows, padded_size, size):
@@ -192,28 +193,35 @@ def pad_at_top_and_left(patch: pytest.MonkeyPatch) -> None:
 
 def pad_before_norm1(patch: pytest.MonkeyPatch) -> None:
     def forward(self, x):
-        if self.window is None:
+        if self.attn.window == x.shape[1:3]:
             return normal(self, x)
-        windows, padded_size = window_partition(x, self.window)
-        attended = self.attn(self.norm1(windows))
-        x = x + window_unpartition(attended, padded_size, x.shape[1:3])
+        windows, padded_size = window_partition(x, self.attn.window)
+        attended = self.attn.attend_windows(self.attn.qkv(self.norm1(windows)))
+        x = x + self.attn.proj(window_unpartition(attended, padded_size, x.shape[1:3]))
         return x + self.mlp(self.norm2(x))
 
     normal = WindowBlock.forward
     patch.setattr(WindowBlock, "forward", forward)
 
 
+def pad_with_zeros(patch: pytest.MonkeyPatch) -> None:
+    """Pads what `qkv` returns as if it had no bias."""
+    patch.setattr(torch_models.vitdet, "window_partition", lambda x, window, fill=None: window_partition(x, window))
+
+
 def ignore_padding(patch: pytest.MonkeyPatch) -> None:
     """Masks the padded keys of a grid of 5x11 in its one window of 14x14."""
-    padded = torch.ones((14, 14), dtype=torch.bool)
-    padded[:5, :11] = False
 
-    def attend(q, k, v, *, kernel, bias=None):
+    def attend(q, k, v, *, kernel, bias):
         if q.shape[1] == 14 * 14:
-            bias = (0 if bias is None else bias) + torch.zeros(14 * 14).masked_fill(padded.flatten(), -torch.inf)
-        return torch_models.layers.attend(q, k, v, kernel=kernel, bias=bias.to(q.dtype))
+            bias[0][..., 5:], bias[1][..., 11:] = -torch.inf, -torch.inf
+        return torch_models.layers.attend(q, k, v, kernel=kernel, bias=bias)
 
     patch.setattr(torch_models.vitdet, "attend", attend)
+
+
+def bias_of_the_key(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch_models.layers, "full_bias", lambda bias: full_bias(bias).transpose(-1, -2))
 
 
 def change_rel_pos(faulty: Callable[..., torch.Tensor], patch: pytest.MonkeyPatch) -> None:
@@ -223,6 +231,7 @@ def change_rel_pos(faulty: Callable[..., torch.Tensor], patch: pytest.MonkeyPatc
 FAULTS = {
     "pad_at_top_and_left": pad_at_top_and_left,
     "pad_before_norm1": pad_before_norm1,
+    "pad_with_zeros": pad_with_zeros,
     "ignore_padding": ignore_padding,
     "rel_pos_off_by_one": functools.partial(change_rel_pos, lambda q, h, w: rel_pos_bias(q, h.roll(1, 0), w)),
     "rel_pos_flipped": functools.partial(change_rel_pos, lambda q, h, w: rel_pos_bias(q, h, w.flip(0))),
@@ -232,8 +241,8 @@ FAULTS = {
     "rel_pos_tables_swapped": functools.partial(
         change_rel_pos, lambda q, h, w: rel_pos_bias(q, w, h) if h.shape == w.shape else rel_pos_bias(q, h, w)
     ),
-    "rel_pos_left_out": functools.partial(change_rel_pos, lambda q, h, w: 0 * rel_pos_bias(q, h, w)),
-    "rel_pos_of_the_key": functools.partial(change_rel_pos, lambda q, h, w: rel_pos_bias(q, h, w).transpose(-1, -2)),
+    "rel_pos_left_out": functools.partial(change_rel_pos, lambda q, h, w: rel_pos_bias(0 * q, h, w)),
+    "rel_pos_of_the_key": bias_of_the_key,
 }
 
 
@@ -250,15 +259,19 @@ def test_swapped_window_axes_show(monkeypatch):
     assert spec.window_of(0) == (4, 6)
     weights, images = vitcmp.init_weights(spec), draw_images(spec.image_size)
     right = run("torch", spec, weights, images)
-    monkeypatch.setattr(torch_models.vitdet, "window_partition", lambda x, window: window_partition(x, window[::-1]))
+
+    def swapped(x, window, **fill):
+        return window_partition(x, window[::-1], **fill)
+
+    monkeypatch.setattr(torch_models.vitdet, "window_partition", swapped)
     assert relative_error(run("torch", spec, weights, images)["block/0"], right["block/0"]) > FAULT
 
 
 def test_swapped_pad_axes_raise_unless_the_grid_is_square(monkeypatch):
-    def partition(x, window):
+    def partition(x, window, *, fill):
         (b, h, w, d), (wh, ww) = x.shape, window
         ph, pw = h + -w % ww, w + -h % wh
-        x = torch.nn.functional.pad(x, (0, 0, 0, pw - w, 0, ph - h))
+        x = torch.nn.functional.pad(x - fill, (0, 0, 0, pw - w, 0, ph - h)) + fill
         x = x.reshape(b, ph // wh, wh, pw // ww, ww, d).permute(0, 1, 3, 2, 4, 5)
         return x.reshape(-1, wh, ww, d), (ph, pw)
 
