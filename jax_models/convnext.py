@@ -24,9 +24,9 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         shortcut = x
-        x = self.conv_dw(x)
-        x = self.mlp(self.norm(x)) * self.gamma[...].astype(x.dtype)
-        return shortcut + x
+        x = self.norm(self.conv_dw(x))
+        x = self.mlp(x) * self.gamma[...].astype(x.dtype)
+        return x + shortcut
 
 
 class Stage(nnx.Module):

@@ -201,7 +201,7 @@ def convolve_depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     padded, kernel = _pad_map(x, size), kernel.astype(wide)
 
     def convolve_half(half: jax.Array, out: jax.Array) -> jax.Array:
-        row = half * (h - num_rows)
+        row = half * (h // 2)
         rows = jax.lax.dynamic_slice_in_dim(padded, row, num_rows + size - 1, axis=1)
         taps = [
             rows[:, i : i + num_rows, j : j + w].astype(wide) * kernel[i, j, 0]

@@ -29,9 +29,9 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x
-        x = self.conv_dw(x).permute(0, 2, 3, 1)  # torch: (b h w d) for the norm and the MLP
-        x = self.mlp(self.norm(x)) * self.gamma.to(x.dtype)
-        return shortcut + x.permute(0, 3, 1, 2)
+        x = self.norm(self.conv_dw(x).permute(0, 2, 3, 1))  # torch: (b h w d) for the norm and the MLP
+        x = self.mlp(x) * self.gamma.to(x.dtype)
+        return x.permute(0, 3, 1, 2) + shortcut  # torch: a sum has its first term's layout, channels last
 
 
 class Stage(nn.Module):
