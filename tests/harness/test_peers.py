@@ -173,4 +173,5 @@ def test_the_program_compares_a_point_goes_on_after_a_stop_and_says_how_it_ended
     records = pairs.open_store(tmp_path).load()
     assert [record["status"] for record in records] == ["ok", "ok"]
     assert records[0]["outputs"]["status"] == "equal"
-    assert "torchvision" in again.stdout.splitlines()[-2]
+    [row] = [line for line in again.stdout.splitlines() if "resnet50 32 1 forward" in line]
+    assert "torchvision" in row and "2 x " in row
