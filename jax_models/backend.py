@@ -23,7 +23,7 @@ from jax_models.resnet import ResNet
 from jax_models.train import make_train_step
 from jax_models.vit import ViT
 from jax_models.vitdet import ViTDet
-from vitcmp.backend import ATTENTION, NUMERICS, Device, Unsupported
+from vitcmp.backend import ATTENTION, NUMERICS, Device, Unsupported, require_precision
 from vitcmp.environment import cpu_memory_bytes, cpu_name, num_cpus, peak_rss_bytes, reset_peak_rss
 from vitcmp.params import Weights
 from vitcmp.specs import ForeignSpec, Spec
@@ -85,11 +85,13 @@ class JaxBackend:
             raise Unsupported("numerics=float64: TPUs do not have it")
         precision = PRECISION.get(name, "default")
         with jax.enable_x64(name == "float64"), jax.default_matmul_precision(precision):
+            errors = self._errors(jnp.dtype(NUMERICS[name][1]))
+            require_precision(name, errors)
             yield {
                 "jax_default_matmul_precision": precision,
                 "jax_enable_x64": name == "float64",
                 "convolution": self.convolution,
-                **self._errors(jnp.dtype(NUMERICS[name][1])),
+                **errors,
             }
 
     def _errors(self, dtype: jnp.dtype) -> dict[str, float]:

@@ -216,17 +216,22 @@ def convolve_depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _depthwise_backward(arrays: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # jax: of the input, the convolution by the turned kernel; of the kernel, a sum over the map, position by position
+    # jax: of the input, the convolution by the turned kernel; of the kernel, a sum over the map, position by position.
+    # Each row is summed by itself: one sum of 100,000 positions in float32 was off by 5e-6, sums of sums by 7e-7
     x, kernel = arrays
     (b, h, w, d), size = x.shape, kernel.shape[0]
     padded, wide = _pad_map(x, size), jnp.promote_types(x.dtype, jnp.float32)
+    nothing = jnp.zeros((size, size, d), wide)
 
-    def add_position(i: jax.Array, total: jax.Array) -> jax.Array:
-        position = i // (h * w), i // w % h, i % w, 0
-        window = jax.lax.dynamic_slice(padded, position, (1, size, size, d))[0].astype(wide)
-        return total + window * jax.lax.dynamic_slice(gradient, position, (1, 1, 1, d))[0].astype(wide)
+    def add_row(row: jax.Array, total: jax.Array) -> jax.Array:
+        def add_position(column: jax.Array, total: jax.Array) -> jax.Array:
+            position = row // h, row % h, column, 0
+            window = jax.lax.dynamic_slice(padded, position, (1, size, size, d))[0].astype(wide)
+            return total + window * jax.lax.dynamic_slice(gradient, position, (1, 1, 1, d))[0].astype(wide)
 
-    total = jax.lax.fori_loop(0, b * h * w, add_position, jnp.zeros((size, size, d), wide))
+        return total + jax.lax.fori_loop(0, w, add_position, nothing)
+
+    total = jax.lax.fori_loop(0, b * h, add_row, nothing)
     return convolve_depthwise(gradient, kernel[::-1, ::-1]), total[:, :, None].astype(kernel.dtype)
 
 

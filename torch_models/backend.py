@@ -21,7 +21,7 @@ from torch_models.resnet import ResNet
 from torch_models.train import make_train_step
 from torch_models.vit import ViT
 from torch_models.vitdet import ViTDet
-from vitcmp.backend import ATTENTION, NUMERICS, Device, Unsupported, why_unsupported
+from vitcmp.backend import ATTENTION, NUMERICS, Device, Unsupported, require_precision, why_unsupported
 from vitcmp.environment import cpu_memory_bytes, cpu_name, peak_rss_bytes, reset_peak_rss
 from vitcmp.params import Weights
 from vitcmp.specs import ForeignSpec, Spec
@@ -35,16 +35,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnext": ConvNeXt,
 }
 MEMORY_FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-# The relative error of a matmul or convolution above which it is not in the numerics of that name. Rounding the result
-# alone makes 0.2 eps; sums in float32, in any order, add less than 1e-5, TF32's 11 bits make 3e-4.
-MAX_ERROR = {
-    "float64": 1e-13,
-    "float32": 1e-5,
-    "tensorfloat32": 1e-3,
-    "float16": 1e-3,
-    "bfloat16": 1e-2,
-    "bfloat16_mixed": 1e-2,
-}
 # What torch's profiler calls each kernel of scaled_dot_product_attention, forward.
 ATTENTION_OPERATORS = {
     "math": {"aten::_scaled_dot_product_attention_math"},
@@ -108,8 +98,7 @@ class TorchBackend:
             choice = prefer_onednn() if self.platform == "cpu" and dtype == torch.float32 else {}
             precision = torch.get_float32_matmul_precision()
             errors = self._errors(dtype)
-            if max(errors.values()) > MAX_ERROR[name]:
-                raise Unsupported(f"numerics={name}: {errors}, which must be at most {MAX_ERROR[name]:g}")
+            require_precision(name, errors)
             yield {
                 "float32_matmul_precision": precision,
                 **choice,

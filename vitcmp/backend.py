@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -21,6 +22,16 @@ NUMERICS: dict[str, tuple[str, str]] = {
     "float16": ("float16", "float16"),
     "bfloat16_mixed": ("float32", "bfloat16"),
     "float64": ("float64", "float64"),
+}
+# The relative error of a matmul or convolution above which it is not in the numerics of that name. Rounding the result
+# alone makes 0.2 eps; sums in float32, in any order, add less than 1e-5, TF32's 11 bits make 3e-4.
+MAX_ERROR = {
+    "float64": 1e-13,
+    "float32": 1e-5,
+    "tensorfloat32": 1e-3,
+    "float16": 1e-3,
+    "bfloat16": 1e-2,
+    "bfloat16_mixed": 1e-2,
 }
 # What each framework offers; the first is the default on every platform. ViTs only.
 ATTENTION: dict[str, tuple[str, ...]] = {
@@ -124,6 +135,14 @@ def require_choice(argument: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {argument} {value!r}{did_you_mean(value, allowed)}; allowed: {', '.join(allowed)}")
 
 
+def require_precision(numerics: str, errors: Mapping[str, float]) -> None:
+    """Raises Unsupported where measured relative errors of a matmul or convolution are beyond those of `numerics`."""
+    worst = max(errors, key=lambda name: errors[name])
+    if not errors[worst] <= MAX_ERROR[numerics]:
+        limit = MAX_ERROR[numerics]
+        raise Unsupported(f"numerics={numerics}: {worst} is {errors[worst]:.2g}, which must be at most {limit:g}")
+
+
 def why_unsupported(
     spec: Spec,
     *,
@@ -156,6 +175,8 @@ def why_unsupported(
         return f"{attention} attention takes 16-bit inputs only, not {numerics}"
     if platform == "gpu" and attention == "flash" and has_bias:
         return "flash attention takes no bias, and rel_pos is one"
+    if backend == "torch" and mode == "train" and has_bias and attention in ("flash", "cudnn"):
+        return f"torch's {attention} attention has no gradient of a bias, and rel_pos is one"
     if attention == "flex":
         return _why_flex_refuses(spec, platform, numerics, mode)
     if backend == "jax" and isinstance(spec, ViTSpec):

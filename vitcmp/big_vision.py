@@ -2,7 +2,8 @@
 
 Source: google-research/big_vision, `models/vit.py` (fix_old_checkpoints, scan_to_pyloop), `models/bit_paper.py`
 (maybe_convert_big_transfer_format) and `models/bit.py` (fix_old_checkpoints). Deviation: whether the class token has a
-position is told by the names before it is guessed from the number of rows.
+position is told by the names before it is guessed from the number of rows, and a position embedding of another grid is
+resampled as in timm (`fit_image_size`), where big_vision's loader takes scipy's linear zoom between the corner patches.
 """
 
 import math
@@ -12,7 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitcmp.params import Leaf, Weights, check_weights, expected_params, fit_image_size, sincos2d, upcycle
+from vitcmp.params import (
+    Leaf,
+    Weights,
+    check_weights,
+    expected_params,
+    fit_image_size,
+    nearest_of,
+    sincos2d,
+    upcycle,
+)
 from vitcmp.specs import BiTSpec, BiTV1Spec, Spec, ViTDetSpec, ViTSpec, did_you_mean, get_spec
 from vitcmp.weight_files import State, as_floats
 
@@ -150,6 +160,9 @@ def todays_names(arrays: Arrays, source: str) -> dict[str, Entry]:
                 raise ValueError(f"{source}: two layouts of big_vision are mixed: {both} are the same array")
             entries[name] = entry
     is_v1 = any(name.startswith(("conv_root/", "gn_root/")) for name in entries)
+    embedding, table = entries.get("embedding/kernel"), entries.get("pos_embedding")
+    if embedding and table and embedding.array.ndim == 2 and table.array.ndim == 3:  # NaFlex: (h, w, d)
+        entries["pos_embedding"] = table._replace(array=table.array[None])
     return {name: entry._replace(array=_todays_shape(name, entry, is_v1)) for name, entry in entries.items()}
 
 
@@ -297,8 +310,8 @@ def _misfits(entries: Mapping[str, Entry], expected: Mapping[str, tuple[int, ...
 
     `expected` has shapes by today's names; of a position embedding only the width counts, since it is resampled.
     """
-    absent = [name for name in expected if name not in entries]
-    faults = [f"missing {name} {expected[name]}" for name in absent]
+    faults = [f"missing {name} {shape}" for name, shape in expected.items() if name not in entries]
+    absent = nearest_of(entries, expected)
     for name, (own_name, array) in entries.items():
         shape = expected.get(name)
         if shape is None:
@@ -326,8 +339,6 @@ def _todays_shape(name: str, entry: Entry, is_v1: bool) -> np.ndarray:
     if name == "embedding/kernel" and array.ndim == 2:  # NaFlex: a linear layer on flattened patches
         side = math.isqrt(array.shape[0] // 3)
         return array.reshape(side, side, 3, -1) if 3 * side**2 == array.shape[0] else array
-    if name == "pos_embedding" and array.ndim == 3 and array.shape[0] != 1:  # NaFlex: (h, w, d)
-        return array[None]
     return array
 
 

@@ -15,7 +15,16 @@ import numpy as np
 
 from vitcmp import big_vision
 from vitcmp.big_vision import from_big_vision, to_big_vision
-from vitcmp.params import Kind, Leaf, Weights, check_weights, expected_params, fit_image_size, sincos2d
+from vitcmp.params import (
+    Kind,
+    Leaf,
+    Weights,
+    check_shapes,
+    check_weights,
+    expected_params,
+    fit_image_size,
+    sincos2d,
+)
 from vitcmp.sizes import CONVNEXT_SIZES
 from vitcmp.specs import BiTSpec, ConvNeXtSpec, Spec, ViTDetSpec, ViTSpec, get_spec
 from vitcmp.timm_hub import is_timm, read_timm, split_timm
@@ -50,7 +59,7 @@ TIMM_UNSUPPORTED = {
     "dist_token": "a distillation token",
     "head_dist": "a distillation head",
     "reg_token": "register tokens",
-    "norm_pre": "a norm before the blocks (CLIP)",
+    "norm_pre": "a norm before the blocks (CLIP) or before pooling (ConvNeXt's hnf)",
     "fc_norm": "a norm after pooling",
     "ls1": "layer scale in a ViT",
     "ls2": "layer scale in a ViT",
@@ -152,7 +161,7 @@ def from_timm(state: State, spec: Spec | str, *, source: str = "state") -> Weigh
     weights |= arrays  # what no leaf asked for, to be listed by its own name
     if isinstance(spec, ViTSpec) and "pos_embed" in weights:
         _unflatten_pos_embed(weights, spec, source)
-    return _fit(weights, spec, is_plain=is_plain, source=source)
+    return _fit(weights, spec, is_plain=is_plain, is_timm=True, source=source)
 
 
 def to_timm(weights: Weights, spec: Spec | str, *, conv_mlp: bool | None = None) -> Weights:
@@ -201,14 +210,30 @@ def _is_plain_vit(state: State) -> bool:
     return not any(name.endswith(("rel_pos_h", "rel_pos_w")) or name.startswith("neck") for name in state)
 
 
-def _fit(weights: Weights, spec: Spec, *, is_plain: bool, source: str) -> Weights:
-    """Resamples what depends on the grid, upcycles a plain ViT to a ViTDet, and checks strictly."""
+def _fit(weights: Weights, spec: Spec, *, is_plain: bool, source: str, is_timm: bool = False) -> Weights:
+    """Resamples what depends on the grid, upcycles a plain ViT to a ViTDet, and checks strictly by the file's names."""
     is_vit_alone = is_plain and bool(weights.keys() & {"cls_token", "attn_pool/latent"})
     if isinstance(spec, ViTDetSpec) and (is_vit_alone or (is_plain and spec.rel_pos)):
         return big_vision.upcycled(weights, spec, source)
     weights = fit_image_size(weights, spec)
-    check_weights(weights, spec, source=source)
+    if is_timm:
+        _check_timm(weights, spec, is_plain=is_plain, source=source)
+    else:
+        check_weights(weights, spec, source=source)
     return weights
+
+
+def _check_timm(weights: Weights, spec: Spec, *, is_plain: bool, source: str) -> None:
+    """Checks by timm's names and shapes, which are those of the file; a position embedding has its grid."""
+    leaves = expected_params(spec)
+    own = {name: timm_name(name, spec, is_plain=is_plain) for name in leaves}
+    arrays = {
+        own.get(name, name): _to_timm_layout(array, leaves[name].kind) if name in leaves else array
+        for name, array in weights.items()
+    }
+    expected = {name: _to_timm_layout(np.broadcast_to(0.0, leaf.shape), leaf.kind) for name, leaf in leaves.items()}
+    shapes = {own[name]: array.shape for name, array in expected.items()}
+    check_shapes(arrays, shapes, str(spec), source=source)
 
 
 def _from_timm_layout(array: np.ndarray, leaf: Leaf, spec: Spec) -> np.ndarray:
@@ -224,7 +249,7 @@ def _from_timm_layout(array: np.ndarray, leaf: Leaf, spec: Spec) -> np.ndarray:
 def _to_timm_layout(array: np.ndarray, kind: Kind) -> np.ndarray:
     if kind == "linear":
         return array.T
-    return array.transpose(3, 2, 0, 1) if kind == "conv" else array
+    return array.transpose(3, 2, 0, 1) if kind == "conv" and array.ndim == 4 else array
 
 
 def _unflatten_pos_embed(weights: Weights, spec: ViTSpec, source: str) -> None:

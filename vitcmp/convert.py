@@ -9,6 +9,7 @@ SRC is a .safetensors, .npz, .pth, .pt or .bin file, FILE:SUBTREE, timm:NAME or 
 arrays become float32. Exit codes: 0 written, 2 nothing was written.
 """
 
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ def check_arguments(argv: Sequence[str]) -> tuple[str, str]:
 
 def _refuse_the_same(source: str, target: str) -> None:
     path = split_timm(source)[1] if is_timm(source) else split_subtree(source)[0]
-    source_path, target_path = Path(path).expanduser(), Path(target).expanduser()
+    source_path, target_path = (Path(os.path.expanduser(name)) for name in (path, target))
     if path and source_path.exists() and target_path.exists() and source_path.samefile(target_path):
         raise ValueError(f"{target}: is SRC itself, which is never overwritten; write to another path")
 

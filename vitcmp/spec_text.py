@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -36,6 +37,15 @@ def parse_image_size(text: Any) -> tuple[int, int]:
 
 def format_image_size(size: tuple[int, int]) -> str:
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def require_small(fields: Mapping[str, Any]) -> None:
+    """Raises ValueError for sizes that are slips of the keyboard: with a depth of 10**12 no list of weights ends."""
+    for name, value in fields.items():
+        limit = 1000 if name in ("depth", "depths") else 1_000_000
+        parts = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(part, int | np.integer) and part > limit for part in parts):
+            raise ValueError(f"{name}={value!r} must be {limit:,} at most")
 
 
 def did_you_mean(word: Any, allowed: Any) -> str:
@@ -75,7 +85,7 @@ def _whole(part: Any) -> int:
 def _number(field: str, text: str, kind: type) -> Any:
     pattern = r"[0-9.]+(e[+-]?[0-9]+)?" if kind is float else "[0-9]+"
     try:
-        if re.fullmatch(pattern, text):
+        if re.fullmatch(pattern, text, re.IGNORECASE):
             return kind(text)
     except ValueError:  # such as 1.2.3
         pass

@@ -19,7 +19,7 @@ from vitcmp.sizes import (
     RESNET_SIZES,
     VIT_SIZES,
 )
-from vitcmp.spec_text import did_you_mean, format_image_size, parse_image_size, parse_overrides
+from vitcmp.spec_text import did_you_mean, format_image_size, parse_image_size, parse_overrides, require_small
 
 __all__ = [
     "CONVNEXT_SIZES",
@@ -65,6 +65,7 @@ class Spec:
     def _check(self) -> None:
         _require_choices(self)
         object.__setattr__(self, "image_size", parse_image_size(self.image_size))
+        require_small(vars(self))
         _require(self, "num_classes", self.num_classes >= 0, "0 (no head) or more")
         if min(self.image_size) < self.min_image_size:
             raise ValueError(

@@ -13,6 +13,7 @@ from vitcmp.specs import did_you_mean
 # Where training programs keep the weights, and what they keep beside them.
 WRAPPERS = ("params", "opt/target", "optimizer/target", "target")
 TRAINING_STATE = ("opt", "opt_state", "optimizer", "chrono", "step", "state", "states", "extra")
+OPTIMIZERS = {"opt", "opt_state", "optimizer"}  # whose moments have the names of the weights
 WEIGHTS = re.compile(r"(^|/)(kernel|bias|scale|gamma|beta|mean|var|cls|cls_token|probe|pos_embed\w*|embedding|latent)$")
 # Where a model's own names begin inside a longer one.
 BEGINNING = re.compile(
@@ -25,7 +26,8 @@ def select_tree(state: Mapping[str, Any], subtree: str, source: str) -> Mapping[
     """Returns the arrays of a checkpoint's weights by their names inside, or of the `/`-joined `subtree` of them.
 
     Leaves WRAPPERS out of the names, and the training state beside them out of the arrays. Raises ValueError for a
-    subtree that is not there, for weights beside the weights, and for a model in a subtree that was not named.
+    subtree that is not there, for weights beside the weights, for a model in a subtree that was not named, and where an
+    optimizer's moments are all that there is.
     """
     tree = _named_subtree(state, subtree, source) if subtree else state
     while wrapper := _wrapper(tree):
@@ -33,8 +35,14 @@ def select_tree(state: Mapping[str, Any], subtree: str, source: str) -> Mapping[
         tree = _below(tree, wrapper)
     trees = _trees_in(tree)
     if trees and "" not in trees:
-        name = re.sub(":$", "", source)
-        raise ValueError(f"{source}: its weights are in subtrees; name one: {', '.join(f'{name}:{x}' for x in trees)}")
+        separator = "/" if subtree else ":"
+        weights = [f"{source}{separator}{x}" for x in trees if not OPTIMIZERS & set(x.split("/"))]
+        if not weights:
+            raise ValueError(
+                f"{source}: holds an optimizer's state ({', '.join(trees)}) and no weights; allowed are weights, bare "
+                f"or under {', '.join(WRAPPERS)}"
+            )
+        raise ValueError(f"{source}: its weights are in subtrees; name one: {', '.join(weights)}")
     return tree
 
 

@@ -36,6 +36,7 @@ TORCH_FAULTS = (
     AssertionError,
     AttributeError,
     TypeError,
+    OSError,
     struct.error,
 )
 
@@ -44,14 +45,22 @@ def read_arrays(path: str | os.PathLike[str]) -> State:
     """Reads every array of a `.safetensors`, `.npz`, `.pth`, `.pt` or `.bin` file; bfloat16 comes as two raw bytes.
 
     Torch files need torch, and hold a state dict, bare or under one of TORCH_WRAPPERS; `module.` and `_orig_mod.`
-    before every name are dropped. Raises ValueError for a file that cannot be read or that holds pickled objects.
+    before every name of any file are dropped. Raises ValueError for a file that cannot be read, is larger than the
+    memory or holds pickled objects.
     """
     path = _existing_file(path)
     read = READERS[_known_suffix(path, tuple(READERS))]
     try:
-        return read(path)
+        arrays = read(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
+    except MemoryError as error:
+        raise ValueError(
+            f"{path}: its arrays are larger than the memory: {str(error) or 'the file alone is'}"
+        ) from error
+    prefix = re.compile(r"((module|_orig_mod)\.)+")  # of DistributedDataParallel and of torch.compile
+    is_prefixed = all(prefix.match(name) for name in arrays)
+    return {prefix.sub("", name, count=1): array for name, array in arrays.items()} if is_prefixed else arrays
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
@@ -77,7 +86,7 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray])
 
 def check_target(path: str | os.PathLike[str]) -> Path:
     """Returns the path of a file that `write_arrays` may write; raises ValueError for any other."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     _known_suffix(path, tuple(WRITERS))
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(
@@ -103,7 +112,7 @@ def split_subtree(source: str | os.PathLike[str]) -> tuple[str, str]:
     text = os.fspath(source)
     suffixes = "|".join(re.escape(suffix) for suffix in READERS)
     match = re.fullmatch(rf"(.*(?:{suffixes})):([^:]*)", text, re.IGNORECASE)
-    if match is None or Path(text).expanduser().exists():
+    if match is None or os.path.exists(os.path.expanduser(text)):
         return text, ""
     if not match[2].strip("/"):
         raise ValueError(f"{text}: names no subtree after the colon; write {match[1]}, or {match[1]}:img")
@@ -120,7 +129,7 @@ def as_floats(state: State, source: str) -> dict[str, np.ndarray]:
         if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bfloat16, which numpy stores as raw bytes
             array = (np.ascontiguousarray(array).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         if array.dtype.kind == "f":
-            arrays[name] = array.astype(np.float64 if array.dtype.itemsize == 8 else np.float32)
+            arrays[name] = array.astype(np.float64 if array.dtype.itemsize >= 8 else np.float32)
         else:
             faults.append(f"{name} ({array.dtype})")
     if faults or not arrays:
@@ -139,7 +148,7 @@ def as_numbers(state: State, source: str) -> dict[str, np.ndarray]:
 
 
 def _existing_file(path: str | os.PathLike[str]) -> Path:
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # Path's own raises where there is no such user
     if not path.exists():
         names = [item.name for item in path.parent.iterdir() if item.is_file()] if path.parent.is_dir() else []
         raise ValueError(f"{path}: no such file{did_you_mean(path.name, names)}")
@@ -201,6 +210,7 @@ def _read_torch(path: Path) -> State:
         raise ValueError(
             f"{path}: torch files need torch: pip install 'vitcmp[torch]', or give a .safetensors file"
         ) from None
+    path.open("rb").close()  # after which an OSError is of what the file says
     try:
         # The namespace holds the arguments in timm's training checkpoints.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -227,17 +237,21 @@ def _torch_arrays(content: Any, source: str) -> State:
     ]
     if foreign:
         raise ValueError(f"{source}: not a state dict: {', '.join(foreign[:10])}; {TORCH_ALLOWED}")
-    prefix = re.compile(r"((module|_orig_mod)\.)+")  # of DistributedDataParallel and of torch.compile
-    is_prefixed = all(prefix.match(name) for name in state)
-    return {prefix.sub("", name, count=1) if is_prefixed else name: _numpy(tensor) for name, tensor in state.items()}
+    return {name: _numpy(tensor) for name, tensor in state.items()}
 
 
 def _kind(value: Any) -> str:
-    """Returns "tensor" for a dense tensor in memory, and else what it is."""
+    """Returns "tensor" for a dense tensor in memory, of numbers that numpy has or can have, and else what it is."""
     if not hasattr(value, "is_quantized"):
         return type(value).__name__
     is_dense = str(value.layout) == "torch.strided" and not value.is_quantized and value.device.type == "cpu"
-    return "tensor" if is_dense else "a sparse, quantized or meta tensor"
+    if not is_dense:
+        return "a sparse, quantized or meta tensor"
+    try:
+        _numpy(value[(slice(1),) * value.ndim])
+    except (TypeError, RuntimeError):
+        return str(value.dtype)
+    return "tensor"
 
 
 def _numpy(tensor: Any) -> np.ndarray:

@@ -67,6 +67,11 @@ BAD_ARRAYS = {
         "1 of its arrays do not fit ",
         "pos_embedding has 33 rows, which fit neither the spec's 5x7 grid nor a square, with or without one for the cl",
     ),
+    "two position embeddings": (  # not taken for NaFlex's grid
+        lambda: tree(pos_embedding=np.ones((2, 35, 48))),
+        "1 of its arrays do not fit ",
+        "pos_embedding has shape (2, 5, 7, 48), expected (1, 35, 48)",
+    ),
     "other width": (
         lambda: tree(pos_embedding=np.ones((1, 35, 24))),
         "1 of its arrays do not fit ",
@@ -117,6 +122,21 @@ MIXED = {
 }
 BAD_SUBTREES = {
     "none named": (two_towers, "", "its weights are in subtrees; name one: {path}:img, {path}:txt"),
+    "none named in a subtree": (
+        two_towers,
+        ":params",
+        "its weights are in subtrees; name one: {path}:params/img, {path}:params/txt",
+    ),
+    "an optimizer's alone": (
+        lambda: under("opt/0/mu", tree()) | {"opt/0/count": np.ones(())},
+        "",
+        "holds an optimizer's state (opt/0/mu) and no weights; allowed are weights, bare or under params, opt/target,",
+    ),
+    "an optimizer's beside them": (
+        lambda: under("opt/0/mu", tree()) | under("net/img", tree()),
+        "",
+        "its weights are in subtrees; name one: {path}:net/img",
+    ),
     "misspelt": (two_towers, ":image", "'image' is not there; did you mean 'img'?; subtrees in the file: img, txt"),
     "not there": (tree, ":img", "'img' is not there; subtrees in the file: Transformer, embedding, head"),
     "an array": (two_towers, ":t", "'t' is an array, not a subtree; subtrees in the file: img, txt"),

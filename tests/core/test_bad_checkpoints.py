@@ -52,6 +52,13 @@ def array_file(array):
     return buffer.getvalue()
 
 
+def huge_header():
+    """Says of a few bytes that they are 36 terabytes."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (10**13,)})
+    return buffer.getvalue()
+
+
 def zip_of(**members):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
@@ -69,6 +76,11 @@ def without_one():
     weights["head/kernle"] = weights.pop("head/kernel")
     weights["norm/scale"] = weights["norm/scale"][:7]
     return weights
+
+
+def transposed_qkv():
+    state = to_timm(init_weights(TINY), TINY)
+    return state | {"blocks.0.attn.qkv.weight": state["blocks.0.attn.qkv.weight"].T}
 
 
 def flip(content, position):
@@ -92,13 +104,19 @@ BAD_FILES = {
     "objects in npz": ("w.npz", lambda: npz_of(head=np.array([Danger()])), "Object arrays cannot be loaded"),
     "torch as npz": ("w.npz", lambda: zip_of(archive__data__pkl=b"x"), "holds archive/data/pkl, as a torch file does"),
     "no arrays": ("w.npz", lambda: npz_of(), "no arrays in it"),
+    "huge": ("w.npz", lambda: zip_of(**{"w.npy": huge_header()}), "its arrays are larger than the memory: Unable to"),
     "integers": ("w.npz", lambda: npz_of(norm=np.ones(3, int)), "not of floating point: norm (int64); allowed are"),
     "NaN": ("w.npz", lambda: bytes_of(".npz", nan_filled()), "pos_embed has values that are not finite"),
     "wrong model": ("w.npz", lambda: bytes_of(".npz", init_weights("resnet18:width=8")), "missing norm/bias (48,)"),
     "wrong model, timm": (
         "w.safetensors",
         lambda: bytes_of(".safetensors", to_timm(init_weights("resnet18:width=8"), "resnet18:width=8")),
-        "missing norm/bias (48,)",
+        "missing norm.bias (48,)",
+    ),
+    "transposed, timm": (
+        "w.npz",
+        lambda: bytes_of(".npz", transposed_qkv()),
+        "blocks.0.attn.qkv.weight has shape (48, 144), expected (144, 48)",
     ),
     "wrong classes": (
         "w.npz",
@@ -138,6 +156,11 @@ def state():
     return {name: torch.from_numpy(array) for name, array in to_timm(init_weights(TINY), TINY).items()}
 
 
+def four_bits():
+    torch = pytest.importorskip("torch")
+    return torch.zeros(3, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+
+
 BAD_TORCH_FILES = {
     "text": (lambda: b"hello, I am a text", "not a torch file, a damaged one, or one of a newer pickle"),
     "cut": (lambda: torch_file(state())[:-999], "not a torch file, a damaged one"),
@@ -151,6 +174,8 @@ BAD_TORCH_FILES = {
     "single tensor": (lambda: torch_file(state()["norm.bias"]), "not a state dict: the file (tensor)"),
     "another wrapper": (lambda: torch_file({"net": state(), "epoch": 3}), "not a state dict: net (dict), epoch (int)"),
     "arguments alone": (lambda: torch_file({"args": argparse.Namespace()}), "not a state dict: args (Namespace)"),
+    "four bits": (lambda: torch_file({"w": four_bits()}), "not a state dict: w (torch.float4_e2m1fn_x2); allowed is"),
+    "cut in the first half": (lambda: torch_file(state())[: len(torch_file(state())) // 4], "not a torch file, a da"),
     "numbered": (lambda: torch_file(dict(enumerate(state().values()))), "not a state dict: 0 (tensor), 1 (tensor)"),
     "sparse": (lambda: torch_file({"w": state()["head.weight"].to_sparse()}), "w (a sparse, quantized or meta tensor)"),
     "empty dict": (lambda: torch_file({}), "no arrays in it"),
@@ -184,6 +209,8 @@ def test_a_path_that_is_no_file_is_named(folder, read):
     save_weights("weights.npz", init_weights(TINY))
     with pytest.raises(ValueError, match=r"wieghts.npz: no such file; did you mean 'weights.npz'\?"):
         read("wieghts.npz")
+    with pytest.raises(ValueError, match=r"~nobody-of-that-name/weights\.npz: no such file"):
+        read("~nobody-of-that-name/weights.npz")
     with pytest.raises(ValueError, match=r"nowhere/weights\.npz: no such file"):
         read("nowhere/weights.npz")
     with pytest.raises(ValueError, match="is a folder, not a file of weights"):
@@ -213,7 +240,7 @@ def test_a_file_without_permission_is_named():
         ("head_dist.weight", r"a distillation head \(head_dist.weight\)"),
         ("fc_norm.weight", r"a norm after pooling \(fc_norm.weight\)"),
         ("reg_token", r"register tokens \(reg_token\)"),
-        ("norm_pre.weight", r"a norm before the blocks \(CLIP\) \(norm_pre.weight\)"),
+        ("norm_pre.weight", r"a norm before the blocks \(CLIP\) or before pooling .*norm_pre.weight"),
         ("blocks.0.ls1.gamma", r"layer scale in a ViT \(blocks.0.ls1.gamma\)"),
         ("blocks.0.attn.q_norm.weight", r"norms of queries and keys \(blocks.0.attn.q_norm.weight\)"),
         ("stages.0.blocks.0.mlp.grn.weight", r"the response normalisation of ConvNeXt V2"),

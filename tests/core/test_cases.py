@@ -187,6 +187,22 @@ def test_what_a_fused_kernel_of_jax_does_not_take_is_known_beforehand(kernel, mo
     assert reason is None if words is None else words in reason
 
 
+@pytest.mark.parametrize(
+    ("kernel", "platform", "mode", "model", "words"),
+    [
+        ("flash", "cpu", "train", "vitdet_b16", "flash attention has no gradient of a bias"),
+        ("flash", "cpu", "forward", "vitdet_b16", None),
+        ("flash", "cpu", "train", "vitdet_b16:rel_pos=false", None),
+        ("cudnn", "gpu", "train", "vitdet_b16", "cudnn attention has no gradient of a bias"),
+        ("mem_efficient", "gpu", "train", "vitdet_b16", None),
+    ],
+)
+def test_what_has_no_gradient_of_a_bias_in_torch_is_known_beforehand(kernel, platform, mode, model, words):
+    axes = {"platform": platform, "backend": "torch", "numerics": "bfloat16", "attention": kernel, "mode": mode}
+    reason = why_unsupported(get_spec(model), **axes)
+    assert reason is None if words is None else words in reason
+
+
 def test_an_empty_list_is_an_error_and_not_the_preset():
     with pytest.raises(ValueError, match="models is empty"):
         check_names({"models": ()}, ("jax",))

@@ -258,6 +258,14 @@ def test_the_state_dict_is_found_where_training_programs_put_it(tmp_path, wrap, 
     assert_equal(load_weights(tmp_path / f"w{suffix}", SPECS[-2]), weights)
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_what_wraps_every_name_is_dropped_from_other_files_too(tmp_path, suffix):
+    weights = init_weights(TINY)
+    state = {f"module.{name}": array for name, array in to_timm(weights, TINY).items()}
+    save_weights(tmp_path / f"w{suffix}", state)
+    assert_equal(load_weights(tmp_path / f"w{suffix}", TINY), weights)
+
+
 def test_torchs_old_format_loads_too(tmp_path):
     torch = pytest.importorskip("torch")
     weights = init_weights(TINY)

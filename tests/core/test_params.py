@@ -256,6 +256,34 @@ def test_sincos2d_puts_columns_first_and_needs_two_frequencies():
         vitcmp.get_spec("vit_ti16:width=4,num_heads=1,pos_embed=sincos2d")
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("vit_b16:depth=1000000000000", "depth=1000000000000 must be 1,000 at most"),
+        ("vitdet_b16:depth=9999999999,global_blocks=9999999999", "depth=9999999999 must be 1,000 at most"),
+        ("resnet50:depths=1x9999", r"depths=\(1, 9999\) must be 1,000 at most"),
+        ("vit_b16:image_size=64x9999999", r"image_size=\(64, 9999999\) must be 1,000,000 at most"),
+    ],
+)
+def test_a_size_that_would_never_end_is_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        vitcmp.get_spec(model)
+
+
+def test_an_epsilon_is_written_as_in_python():
+    assert vitcmp.get_spec("vit_b16:norm_eps=1E-5").norm_eps == 1e-5
+
+
+def test_misspelt_names_are_guessed_only_where_they_are_few():
+    weights = init_weights(VIT)
+    for num_more, is_guessed in ((20, True), (21, False)):
+        more = {f"blocks/0/norm1/scael{i}": weights["norm/scale"] for i in range(num_more)}
+        without = {name: x for name, x in weights.items() if name != "blocks/0/norm1/scale"}
+        with pytest.raises(ValueError, match="unexpected") as caught:
+            check_weights(without | more, VIT)
+        assert ("did you mean 'blocks/0/norm1/scale'" in str(caught.value)) == is_guessed
+
+
 def test_a_neck_must_fit_the_heads_of_attention_pooling():
     with pytest.raises(ValueError, match="neck_dim=7 is not divisible by num_heads=2"):
         vitcmp.get_spec(f"{VITDET},neck_dim=7,pool=map")

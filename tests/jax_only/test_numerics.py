@@ -49,6 +49,14 @@ def test_float64_is_double_and_does_not_outlast_its_context(backend):
     assert jnp.asarray(np.ones(1)).dtype == jnp.float32
 
 
+def test_an_error_that_the_name_does_not_allow_is_unsupported(backend, monkeypatch):
+    monkeypatch.setattr(backend, "_errors", lambda dtype: {"matmul_error": 1e-7, "conv_error": 3e-4})
+    with pytest.raises(Unsupported, match="numerics=float32: conv_error .*0.0003.* at most 1e-05"):
+        backend.numerics("float32").__enter__()
+    with backend.numerics("float16") as effective:
+        assert effective["conv_error"] == 3e-4
+
+
 def test_what_the_cpu_does_not_have_is_unsupported(backend):
     with pytest.raises(Unsupported, match="tensorfloat32"), backend.numerics("tensorfloat32"):
         pass

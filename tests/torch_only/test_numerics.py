@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch")
 
 import torch_models.matmul
 import vitcmp
-from torch_models.backend import MAX_ERROR, TorchBackend
+from torch_models.backend import TorchBackend
 from torch_models.matmul import prefer_onednn
-from vitcmp.backend import NUMERICS, Unsupported, load_backend
+from vitcmp.backend import MAX_ERROR, NUMERICS, Unsupported, load_backend
 
 CPU_NUMERICS = [name for name in NUMERICS if name != "tensorfloat32"]
 SIZES = "width=48,num_heads=3,mlp_dim=96,num_classes=10,image_size=80x112"
