@@ -197,7 +197,7 @@ COUNTERS = {
     ),
     "xla": Counter(
         count=_xla,
-        packages=("jaxlib",),
+        packages=("jaxlib", "jax", "flax"),
         subjects=("ours",),
         modes=("forward", "train"),
         note="cost analysis of the compiled step: leaves out a convolution's taps on its padding (3.4 % of ResNet-50 "

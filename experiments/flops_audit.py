@@ -10,6 +10,7 @@ Expected: torch on the meta device and the walk over the jaxpr are exact. The ar
           gives ViT-B/16 at 1024 px 47 % too little, as if it cost 1.09x of ConvNeXt-B: it costs 2.06x. fvcore leaves
           out the same attention, which is 4 % at 224 px. XLA's analysis is a few per cent off, either way.
 Outputs: records (JSON lines) and audit.md under --out, and tables on screen. It goes on after a stop.
+Exit codes: 0 all counted but what is not installed or not supported, 1 a count failed, 2 bad usage, 130 interrupted.
 """
 
 import dataclasses
@@ -17,16 +18,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.progress import track
 
+from experiments import usage
 from experiments.flop_counters import COUNTERS, SCHEMA, Question, key_of, latest, validate
 from experiments.flops_tables import markdown, screen_table
 from experiments.pairs import versions
 from vitcmp.backend import require_choice
 from vitcmp.cases import timestamp
-from vitcmp.records import Record, RecordError, RecordStore
+from vitcmp.records import Record, RecordStore
 from vitcmp.runner import Interrupt, child_env, classify_end, count_oom_kills, last_words, run_child
 from vitcmp.specs import format_image_size, parse_image_size
 
@@ -40,6 +42,7 @@ GRID = {
     "bit_r50x1": ("224",),
 }
 MODES = ("forward", "train")
+EXPECTED = ("ok", "not installed", "unsupported")
 WORKER = (sys.executable, "-m", "experiments.flop_counters")
 
 flags.DEFINE_multi_string("models", [], f"A model, as get_spec takes it; give it once a model. All: {' '.join(GRID)}.")
@@ -55,31 +58,24 @@ FLAGS = flags.FLAGS
 
 def main(argv: Sequence[str]) -> int:
     console = Console()
-    try:
-        if argv[1:]:
-            raise ValueError(
-                f"unexpected argument {argv[1]!r}: flags start with --, and each model has its own --models"
-            )
-        questions = [*plan(FLAGS.models, FLAGS.sizes, FLAGS.counters, FLAGS.mode)]
-        store = RecordStore(FLAGS.out, schema=SCHEMA, validate=validate).open()
-        with store.lock(), Interrupt() as interrupt:
-            done = latest(store.load())
-            left = [record for record in questions if is_pending(done.get(key_of(record)), FLAGS.retry)]
-            console.print(f"{len(questions)} counts, {len(left)} to do", highlight=False)
-            for record in track(left, "counting", console=console):
-                record = ask(record, store.folder, interrupt)
-                store.append(record)
-                console.print(describe(record), highlight=False, markup=False)
-                if interrupt.requested:
-                    return 130
-            records = store.load()
-    except (ValueError, RecordError) as error:
-        print(f"flops_audit: {error}", file=sys.stderr)
-        return 2
+    questions = [*plan(FLAGS.models, FLAGS.sizes, FLAGS.counters, FLAGS.mode)]
+    store = RecordStore(FLAGS.out, schema=SCHEMA, validate=validate).open()
+    with store.lock(), Interrupt() as interrupt:
+        done = latest(store.load())
+        left = [record for record in questions if is_pending(done.get(key_of(record)), FLAGS.retry)]
+        console.print(f"{len(questions)} counts, {len(left)} to do", highlight=False)
+        for record in track(left, "counting", console=console):
+            record = ask(record, store.folder, interrupt)
+            store.append(record)
+            console.print(describe(record), highlight=False, markup=False)
+            if interrupt.requested:
+                return 130
+        records = store.load()
     console.print(screen_table([*latest(records).values()]))
     (store.folder / "audit.md").write_text(markdown(records))
     console.print(f"written: {store.folder / 'audit.md'}", highlight=False)
-    return 0
+    asked = (latest(records)[key_of(record)] for record in questions)
+    return int(any(record["status"] not in EXPECTED for record in asked))
 
 
 def plan(models: Sequence[str], sizes: Sequence[str], counters: Sequence[str], mode: str) -> Iterator[Record]:
@@ -143,4 +139,4 @@ def describe(record: Record) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    usage.start(main)

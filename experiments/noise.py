@@ -4,7 +4,7 @@ Command: python -m experiments.noise                 (100 comparisons of each ki
          python -m experiments.noise --smoke         (2 of each kind, a minute)
 Expected: of equal sides at most 5 % are called faster or slower; of those with 5 % more work at least 95 % slower.
 Outputs: records under --out, and tables of rates with exact binomial intervals. It goes on after a stop, kill -9 too.
-Exit codes: 0 both hold, 1 one does not or a comparison failed, 130 interrupted.
+Exit codes: 0 both hold, 1 one does not or a comparison failed, 2 bad usage, 130 interrupted.
 
 Each comparison is what experiments/peers.py makes of ours and theirs: vitcmp.timing.PairRule, in fresh processes. In
 each of them a small model is built, loaded and compiled twice, and the two programs are timed against each other. A
@@ -19,10 +19,10 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 
-from experiments import pairs
+from experiments import pairs, usage
 from experiments.pairs import Pair
 from vitcmp.backend import require_choice
 from vitcmp.compare import Comparison
@@ -38,7 +38,8 @@ NUM = flags.DEFINE_integer("num", 100, "Comparisons of each kind.", lower_bound=
 BACKENDS = flags.DEFINE_list("backend", ["torch", "jax"], "The backends, in turn.")
 NUM_THREADS = flags.DEFINE_integer("num_threads", 1, "CPUs that a child is pinned to.", lower_bound=1)
 SMOKE = flags.DEFINE_boolean("smoke", False, "Two comparisons of each kind.")
-TIMEOUT_S = flags.DEFINE_float("timeout_s", 300.0, "Seconds after which a child is ended.")
+TIMEOUT_S = flags.DEFINE_float("timeout_s", 300.0, "Seconds after which a child is ended.", 1.0, 2e6)
+RETRY = flags.DEFINE_boolean("retry", False, "Tries again what failed.")
 
 # Models of about a millisecond, by their attention in each backend.
 MODELS: dict[str, dict[str, str | None]] = {
@@ -80,8 +81,9 @@ def main(argv: Sequence[str]) -> int:
             store=store,
             interrupt=interrupt,
             rule=PairRule(),
-            num_threads=NUM_THREADS.value,
+            num_threads=usage.check_threads(NUM_THREADS.value),
             timeout_s=TIMEOUT_S.value,
+            retry=RETRY.value,
             progress=pairs.show_progress(console, len(wanted)),
         )
     outcomes = [judge(records) for records in results.values() if records and pairs.is_done(records)]
@@ -184,4 +186,4 @@ def _spread(ratios: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    usage.start(main)

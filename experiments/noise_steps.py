@@ -33,7 +33,7 @@ def make_sides(pair: pairs.Pair) -> pairs.Sides:
         ours_output=steps["ours"].result(),
         theirs_output=steps["theirs"].result(),
         bound=tolerance(NUMERICS, spec),
-        facts={"effective": effective},
+        facts={"device": vars(backend.describe()), "effective": effective},
     )
 
 

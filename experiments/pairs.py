@@ -345,7 +345,8 @@ def print_table(results: dict[str, list[Record]], console: Console | None = None
     rows = [_row(records) for records in results.values() if records]
     notes = (
         "Times are medians of wall time. The ratio is ours / theirs by the clock that decides, its interval of 95 %",
-        "over processes; n is processes x calls of ours; outputs: the largest difference over the largest value.",
+        "over processes (of one process: over its rounds, and ambiguous below 6 of them); n is processes x calls of",
+        "ours; outputs: the largest difference over the largest value.",
     )
     (console or Console()).print(Fitted("Ours against theirs", COLUMNS, rows, notes))
 

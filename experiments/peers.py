@@ -5,8 +5,8 @@ Command: python -m experiments.peers --backend torch   (about 6 hours on a 2-cor
          python -m experiments.peers --backend torch --device gpu --numerics bfloat16 --image_sizes 224,512,1024
 Expected: no point is `slower`, and only keras.applications' ResNet-50 `differs` (it is another model, v1).
 Outputs: records under --out, and a row for each point and library: the ratio of times with its interval, n, how far the
-outputs are apart, a verdict. It goes on after a stop; a changed model wants a new --out.
-Exit codes: 0 as expected, 1 a point is slower, failed or is left, 130 interrupted.
+outputs are apart, a verdict. It goes on after a stop; a changed model or another GPU wants a new --out.
+Exit codes: 0 as expected, 1 a point is slower, failed or is left, 2 bad usage, 130 interrupted.
 
 Equal on both sides: the weights (ours, drawn from seed 0 and converted to the library's names), the batch, the numerics
 (and so the library that multiplies float32), the attention kernel, the layout, the compile mode, the threads, the
@@ -20,13 +20,14 @@ import sys
 import time
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 
-from experiments import pairs
+from experiments import pairs, usage
 from experiments.peer_models.points import Grid, is_expected, make_rule, seconds_left
 from experiments.peer_models.registry import MODELS, PEERS
 from vitcmp.backend import BACKENDS, MODES, NUMERICS
+from vitcmp.cases import check_names
 from vitcmp.environment import num_cpus
 from vitcmp.records import Record
 from vitcmp.runner import Interrupt
@@ -42,21 +43,23 @@ NUMERIC = flags.DEFINE_enum("numerics", "float32", list(NUMERICS), "Of both side
 COMPILE_MODE = flags.DEFINE_string("compile", None, "Of both sides; the backend's first by default.")
 LAYOUT_NAME = flags.DEFINE_string("layout", None, "Of both sides; the backend's first by default.")
 KERNEL = flags.DEFINE_string("attention", None, "Of both sides; by default what the library itself would take.")
-PROCESSES = flags.DEFINE_integer("processes", None, "Fresh processes a point; by default 3, and up to 8 if unclear.")
+PROCESSES = flags.DEFINE_integer("processes", None, "Fresh processes a point; by default 3, and up to 12 if unclear.")
 NUM_THREADS = flags.DEFINE_integer("num_threads", None, "CPUs a child is pinned to; with 1, CPU time decides.")
 OUT = flags.DEFINE_string("out", "results/peers", "The folder of records; what is there already is not run again.")
-BUDGET_S = flags.DEFINE_float("budget_s", None, "No point starts that would end later, by its estimate.")
-TIMEOUT_S = flags.DEFINE_float("timeout_s", 1200.0, "Seconds after which a child is ended.")
+BUDGET_S = flags.DEFINE_float("budget_s", None, "No point starts that would end later, by its estimate.", 0.0)
+TIMEOUT_S = flags.DEFINE_float("timeout_s", 1200.0, "Seconds after which a child is ended.", 1.0, 2e6)
 RETRY = flags.DEFINE_boolean("retry", False, "Tries again what failed.")
 
 
 def main(argv: Sequence[str]) -> int:
-    wanted, rule, num_threads = make_grid().make_pairs(), make_rule(PROCESSES.value), NUM_THREADS.value or num_cpus()
+    wanted, rule = make_grid().make_pairs(), make_rule(PROCESSES.value)
+    num_threads = usage.check_threads(num_cpus() if NUM_THREADS.value is None else NUM_THREADS.value)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     store, start = pairs.open_store(OUT.value), time.monotonic()
     left_s = seconds_left(wanted, store.load(), rule, num_threads, retry=RETRY.value)
     console.print(f"{len(wanted)} points, {sum(map(bool, left_s))} to do: about {sum(left_s) / 3600:.1f} hours")
-    progress, budget_s = pairs.show_progress(console, len(wanted)), BUDGET_S.value or float("inf")
+    progress = pairs.show_progress(console, len(wanted))
+    budget_s = float("inf") if BUDGET_S.value is None else BUDGET_S.value
     rows: dict[str, list[Record]] = {}
     with store.lock(), Interrupt() as interrupt:
         for pair, pair_s in zip(wanted, left_s, strict=True):
@@ -88,20 +91,24 @@ def report(console: Console, rows: dict[str, list[Record]], num_wanted: int, int
 
 
 def make_grid() -> Grid:
+    """Returns what the flags ask for, each value once. Raises one ValueError for all of them that are not known."""
+    lists = {"models": MODEL, "image_sizes": IMAGE_SIZES, "batch_sizes": BATCH_SIZES, "modes": MODE}
+    given = {name: tuple(dict.fromkeys(flag.value or ())) for name, flag in lists.items()}
+    single = {"attention": KERNEL.value, "layout": LAYOUT_NAME.value, "compile": COMPILE_MODE.value}
+    settings = {name: value and [value] for name, value in single.items()}
+    check_names({**given, **settings, "peers": PEER.value}, (BACKEND.value,))
     return Grid(
         backend=BACKEND.value,
-        peers=tuple(PEER.value) if PEER.value else None,
-        models=tuple(MODEL.value),
-        image_sizes=tuple(IMAGE_SIZES.value),
-        batch_sizes=tuple(map(int, BATCH_SIZES.value)),
-        modes=tuple(MODE.value),
+        peers=tuple(dict.fromkeys(PEER.value)) if PEER.value else None,
+        models=given["models"],
+        image_sizes=given["image_sizes"],
+        batch_sizes=tuple(map(int, given["batch_sizes"])),
+        modes=given["modes"],
         device=DEVICE.value,
         numerics=NUMERIC.value,
-        attention=KERNEL.value,
-        layout=LAYOUT_NAME.value,
-        compile=COMPILE_MODE.value,
+        **single,
     )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    usage.start(main)

@@ -7,12 +7,12 @@ Outputs: README.md, between `<!-- results: begin FOLDER -->` and `<!-- results: 
          the first one that is named. Several folders, each with its markers, are several tables.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
+from experiments import usage
 from vitcmp.records import RecordStore
 from vitcmp.report.markdown import named_folders, replace_table, results_table
 
@@ -23,15 +23,9 @@ FLAGS = flags.FLAGS
 
 def main(argv: Sequence[str]) -> int:
     readme = Path(FLAGS.readme)
-    try:
-        text = readme.read_text(encoding="utf-8")
-        folders = [relative(folder, readme) for folder in argv[1:]] or named_folders(text)
-        written = text
-        for folder in folders:
-            written = replace_table(written, folder, render(readme.parent / folder))
-    except (ValueError, OSError) as error:
-        print(f"readme_table: {error}", file=sys.stderr)
-        return 2
+    text = written = readme.read_text(encoding="utf-8")
+    for folder in (folders := [relative(folder, readme) for folder in argv[1:]] or named_folders(text)):
+        written = replace_table(written, folder, render(readme.parent / folder))
     if FLAGS.check:
         print(f"{readme}: {'up to date' if written == text else 'not what its records give'}")
         return int(written != text)
@@ -53,4 +47,4 @@ def render(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    usage.start(main, takes_words=True)

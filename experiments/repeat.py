@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from experiments import usage
 from vitcmp.cases import Case
 from vitcmp.records import Record, RecordStore, latest
 from vitcmp.stats import Estimate, ratio_interval
@@ -66,4 +67,4 @@ def _words(ratio: Estimate) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    usage.start(main)

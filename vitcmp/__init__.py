@@ -7,9 +7,11 @@ from vitcmp.compare import compare
 from vitcmp.flops import count_flops
 from vitcmp.params import count_params, expected_shapes, init_weights
 from vitcmp.specs import get_spec
+from vitcmp.timing import PairRule
 
 __version__ = "0.1.0"
 __all__ = [
+    "PairRule",
     "Unsupported",
     "compare",
     "count_flops",

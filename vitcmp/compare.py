@@ -57,7 +57,8 @@ class Comparison:
 
     def __str__(self) -> str:
         clock = "wall time" if self.clock == "wall_s" else "CPU time"
-        interval = f"[{self.low:.3f}, {self.high:.3f}]{'' if self.confidence else ', of too few rounds for 95 %'}"
+        few = "" if self.confidence else ", of too few rounds for 95 % (they need a rule of longer max_s)"
+        interval = f"[{self.low:.3f}, {self.high:.3f}]{few}"
         processes = f"{self.num_processes} processes"
         if self.num_processes == 1:
             processes = "1 process (what differs between processes is outside the interval)"
@@ -91,7 +92,8 @@ def compare(
 
     `bound` is how far the outputs may differ, max |a - b| over the largest value; without it, what rounding explains
     (`vitcmp.parity.tolerance`) for the step's numerics and model. `clock` is wall_s or cpu_s, the process's CPU time;
-    without it, wall time, but CPU time where this process is on one CPU.
+    without it, wall time, but CPU time where a step runs on a CPU and this process is on one. Calls of more than a
+    second want a `rule` with a longer `max_s`: below 6 rounds of 4 calls there is no interval, and all is ambiguous.
 
     Raises ValueError where the outputs differ by more, unless `allow_different`, or where no array comes back, two
     steps have different numerics, or neither side gives a bound.
@@ -128,7 +130,7 @@ def deciding_clock(platform: str, num_cpus: int) -> str:
 
 
 def summarise(processes: Sequence[PairTimes], *, clock: str, rule: PairRule) -> Comparison:
-    """Compares ours with theirs from what one or more processes timed."""
+    """Compares ours with theirs from what one or more processes timed; ambiguous where too few rounds were."""
     estimate = _estimate(processes, clock)
     other = "wall_s" if clock == "cpu_s" else "cpu_s"
     has_other = all(getattr(side, other) for times in processes for side in (times.ours, times.theirs))
@@ -136,7 +138,7 @@ def summarise(processes: Sequence[PairTimes], *, clock: str, rule: PairRule) -> 
         ratio=estimate.value,
         low=estimate.low,
         high=estimate.high,
-        verdict=verdict((estimate.low, estimate.high), rule.same_within),
+        verdict=verdict((estimate.low, estimate.high), rule.same_within) if estimate.confidence else "ambiguous",
         clock=clock,
         other_ratio=_estimate(processes, other).value if has_other else None,
         num_processes=len(processes),

@@ -118,7 +118,7 @@ def _last_output(record: Mapping[str, Any]) -> np.ndarray | None:
 def compare_arrays(a: np.ndarray, b: np.ndarray, bound: float) -> ParityResult:
     """Compares two arrays by max |a - b| over the largest magnitude in either; `missing` where both are all 0."""
     if a.shape != b.shape:
-        return ParityResult("differs", None, bound, f"{a.size} logits and {b.size}")
+        return ParityResult("differs", None, bound, f"their shapes are {a.shape} and {b.shape}")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return ParityResult("differs", None, bound, "logits that are not finite")
     largest = max(np.abs(a).max(), np.abs(b).max())

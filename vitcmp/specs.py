@@ -371,7 +371,7 @@ def _named(base: str) -> tuple[type[Spec], dict[str, Any]]:
     if (match := re.fullmatch(r"resnet([1-9][0-9]*)", base)) and int(match[1]) in RESNET_SIZES:
         block, depths = RESNET_SIZES[int(match[1])]
         return ResNetSpec, {"block": block, "depths": depths}
-    if (match := re.fullmatch(r"(bit|bit_v1)_r([1-9][0-9]*)x([1-9][0-9]*)", base)) and int(match[2]) in BIT_DEPTHS:
+    if (match := re.fullmatch(r"(bit|bit_v1)_r([1-9][0-9]*)x([1-4])", base)) and int(match[2]) in BIT_DEPTHS:
         cls = BiTSpec if match[1] == "bit" else BiTV1Spec
         return cls, {"depths": BIT_DEPTHS[int(match[2])], "width_factor": int(match[3])}
     if match := re.fullmatch(r"convnext_([a-z]+)", base):

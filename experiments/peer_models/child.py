@@ -49,6 +49,7 @@ def make_sides(pair: pairs.Pair) -> pairs.Sides:
         bound=BOUND_SCALE.get(spec.family, 1.0) * tolerance(setting.numerics, spec),
         platform=backend.describe().platform,
         facts={
+            "device": vars(backend.describe()),
             "effective": effective,
             "num_params": [backend.count_params(model) for model in (ours, theirs)],
             "compile_s": [step.compile_s for step in (our_step, their_step)],

@@ -113,6 +113,12 @@ def test_cpu_time_decides_only_where_one_cpu_does_all_the_work(platform, num_cpu
     assert deciding_clock(platform, num_cpus) == clock
 
 
+def test_fewer_rounds_than_make_an_interval_decide_nothing_in_one_process():
+    few, enough = (summarise([times_of(*[1.2] * n)], clock="wall_s", rule=PairRule()) for n in (5, 6))
+    assert (few.verdict, enough.verdict) == ("ambiguous", "slower")
+    assert "too few rounds" in str(few)
+
+
 def test_both_clocks_are_reported_and_the_one_that_is_asked_for_decides():
     rng = np.random.default_rng(0)
     machine = FakeMachine(1.0, rng)
@@ -188,7 +194,8 @@ def test_times_of_different_outputs_are_refused_with_error_and_bound_unless_that
 @pytest.mark.parametrize(
     ["output", "words"],
     [
-        (np.ones(3), "2 logits and 3"),
+        (np.ones(3), r"shapes are \(2,\) and \(3,\)"),
+        (np.ones((2, 1)), r"shapes are \(2,\) and \(2, 1\)"),
         (np.array([1.0, math.nan]), "not finite"),
         (None, "theirs returns NoneType, expected one array"),
         ({"logits": 1.0}, "theirs returns dict"),

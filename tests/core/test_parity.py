@@ -115,7 +115,7 @@ def test_outputs_of_a_collapsed_model_differ():
     [
         (None, "missing", "no outputs of torch"),
         ((), "missing", "no outputs of torch"),
-        ((1.0, 2.0), "differs", "3 logits and 2"),
+        ((1.0, 2.0), "differs", "their shapes are (3,) and (2,)"),
         ((1.0, math.nan, 0.5), "differs", "not finite"),
         ((math.inf, -2.0, 0.5), "differs", "not finite"),
     ],
