@@ -22,7 +22,6 @@ from absl import flags
 from rich.console import Console
 from rich.progress import track
 
-from experiments import usage
 from experiments.flop_counters import COUNTERS, SCHEMA, Question, key_of, latest, validate
 from experiments.flops_tables import markdown, screen_table
 from experiments.pairs import versions
@@ -31,6 +30,7 @@ from vitcmp.cases import timestamp
 from vitcmp.records import Record, RecordStore
 from vitcmp.runner import Interrupt, child_env, classify_end, count_oom_kills, last_words, run_child
 from vitcmp.specs import format_image_size, parse_image_size
+from vitcmp.usage import start
 
 # Models and sizes that people quote; the article's at its smallest size of interest and at its largest.
 GRID = {
@@ -139,4 +139,4 @@ def describe(record: Record) -> str:
 
 
 if __name__ == "__main__":
-    usage.start(main)
+    start(main)

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from experiments import pairs, usage
+from experiments import pairs
 from experiments.pairs import Pair
 from vitcmp.backend import require_choice
 from vitcmp.compare import Comparison
@@ -32,6 +32,7 @@ from vitcmp.runner import Interrupt
 from vitcmp.specs import get_spec
 from vitcmp.stats import binomial_interval
 from vitcmp.timing import PairRule
+from vitcmp.usage import start
 
 OUT = flags.DEFINE_string("out", "results/noise", "The folder of records; what is there already is not run again.")
 NUM = flags.DEFINE_integer("num", 100, "Comparisons of each kind.", lower_bound=1)
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
             store=store,
             interrupt=interrupt,
             rule=PairRule(),
-            num_threads=usage.check_threads(NUM_THREADS.value),
+            num_threads=pairs.check_threads(NUM_THREADS.value),
             timeout_s=TIMEOUT_S.value,
             retry=RETRY.value,
             progress=pairs.show_progress(console, len(wanted)),
@@ -186,4 +187,4 @@ def _spread(ratios: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    usage.start(main)
+    start(main)

@@ -102,6 +102,13 @@ def open_store(folder: str | Path) -> RecordStore:
     return RecordStore(folder, schema=SCHEMA, validate=validate).open()
 
 
+def check_threads(num_threads: int) -> int:
+    """Returns the number of CPUs; raises ValueError where this process has fewer, or none was asked for."""
+    if not 1 <= num_threads <= num_cpus():
+        raise ValueError(f"--num_threads={num_threads} must be between 1 and {num_cpus()}, the CPUs of this process")
+    return num_threads
+
+
 def pair_id(pair: Pair, rule: PairRule, num_threads: int) -> str:
     """The sha256 of all that decides the numbers."""
     content = {

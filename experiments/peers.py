@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from absl import flags
 from rich.console import Console
 
-from experiments import pairs, usage
+from experiments import pairs
 from experiments.peer_models.points import Grid, is_expected, make_rule, seconds_left
 from experiments.peer_models.registry import MODELS, PEERS
 from vitcmp.backend import BACKENDS, MODES, NUMERICS
@@ -31,6 +31,7 @@ from vitcmp.cases import check_names
 from vitcmp.environment import num_cpus
 from vitcmp.records import Record
 from vitcmp.runner import Interrupt
+from vitcmp.usage import start
 
 BACKEND = flags.DEFINE_enum("backend", "torch", BACKENDS, "The framework of ours and of theirs.")
 PEER = flags.DEFINE_list("peers", None, f"The libraries; all of the backend's by default. Of {' '.join(PEERS)}.")
@@ -53,7 +54,7 @@ RETRY = flags.DEFINE_boolean("retry", False, "Tries again what failed.")
 
 def main(argv: Sequence[str]) -> int:
     wanted, rule = make_grid().make_pairs(), make_rule(PROCESSES.value)
-    num_threads = usage.check_threads(num_cpus() if NUM_THREADS.value is None else NUM_THREADS.value)
+    num_threads = pairs.check_threads(num_cpus() if NUM_THREADS.value is None else NUM_THREADS.value)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     store, start = pairs.open_store(OUT.value), time.monotonic()
     left_s = seconds_left(wanted, store.load(), rule, num_threads, retry=RETRY.value)
@@ -111,4 +112,4 @@ def make_grid() -> Grid:
 
 
 if __name__ == "__main__":
-    usage.start(main)
+    start(main)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import usage
 from vitcmp.records import RecordStore
 from vitcmp.report.markdown import named_folders, replace_table, results_table
+from vitcmp.usage import start
 
 flags.DEFINE_string("readme", "README.md", "The file that holds the markers; folders are written relative to its own.")
 flags.DEFINE_boolean("check", False, "Change nothing; end with 1 where a table is not what its records give.")
@@ -47,4 +47,4 @@ def render(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    usage.start(main, takes_words=True)
+    start(main, takes_words=True)

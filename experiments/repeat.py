@@ -14,10 +14,10 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import usage
 from vitcmp.cases import Case
 from vitcmp.records import Record, RecordStore, latest
 from vitcmp.stats import Estimate, ratio_interval
+from vitcmp.usage import start
 
 BACKEND = flags.DEFINE_string("backend", "torch", "What vitcmp.run takes.")
 OUT = flags.DEFINE_string("out", "results/repeat", "The folder of both sweeps.")
@@ -67,4 +67,4 @@ def _words(ratio: Estimate) -> str:
 
 
 if __name__ == "__main__":
-    usage.start(main)
+    start(main)

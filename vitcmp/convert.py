@@ -10,13 +10,11 @@ arrays become float32. Exit codes: 0 written, 2 nothing was written.
 """
 
 import os
-import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
-from absl import app, flags
+from absl import flags
 
 from vitcmp.backend import require_choice
 from vitcmp.checkpoints import Layout, layout_of, read_state, save_weights, to_big_vision, to_timm, weights_of
@@ -24,6 +22,7 @@ from vitcmp.infer import infer_spec, name_of
 from vitcmp.params import Weights, count_params
 from vitcmp.specs import NAME_PATTERNS, Spec, get_spec
 from vitcmp.timm_hub import is_timm, split_timm
+from vitcmp.usage import start
 from vitcmp.weight_files import check_target, split_subtree
 
 LAYOUTS = get_args(Layout)
@@ -35,12 +34,9 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: Sequence[str]) -> int:
-    try:
-        source, target = check_arguments(argv)
-        print(convert(source, target, model=FLAGS.model, to=FLAGS.to, scan=FLAGS.scan))
-        return 0
-    except (ValueError, OSError) as error:
-        return fail(str(error))
+    source, target = check_arguments(argv)
+    print(convert(source, target, model=FLAGS.model, to=FLAGS.to, scan=FLAGS.scan))
+    return 0
 
 
 def convert(source: str, target: str, *, model: str | None = None, to: str = "canonical", scan: bool = False) -> str:
@@ -96,30 +92,5 @@ def _renamed(weights: Weights, spec: Spec, *, to: str, scan: bool) -> Weights:
     return to_big_vision(weights, spec, scan=scan) if to == "big_vision" else weights
 
 
-def fail(message: str) -> int:
-    for line in message.splitlines():
-        print(f"vitcmp.convert: {line}", file=sys.stderr)
-    return 2
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; bad usage is exit code 2, and --help is not an error."""
-    if {"-h", "--help", "-help", "--helpshort", "--helpfull"} & set(argv):
-        show_help()
-    try:
-        return FLAGS(list(argv))
-    except flags.Error as error:
-        sys.exit(fail(f"{error}; --help lists the flags"))
-
-
-def show_help() -> NoReturn:
-    print(__doc__)
-    for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__]):
-        default = "" if flag.default is None else f" (default: {flag.default})"
-        text = textwrap.fill(flag.help, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
-        print(f"  --{flag.name}{default}\n{text}")
-    sys.exit(0)
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    start(main, takes_words=True)

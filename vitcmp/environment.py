@@ -230,7 +230,7 @@ def _commit() -> tuple[str | None, bool | None]:
 
 
 def _flags() -> dict[str, str]:
-    names = [name for name in os.environ if name.startswith(FLAG_PREFIXES)]
+    names = [name for name in os.environ if name.startswith(FLAG_PREFIXES) and not name.endswith("_DIR")]
     return {
         name: _anonymous(os.environ[name]) for name in sorted(names) if not any(word in name for word in SECRET_WORDS)
     }

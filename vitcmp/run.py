@@ -9,13 +9,11 @@ lines under --out. Exit codes: 0 all well, 1 some cases failed, 2 bad usage, 130
 """
 
 import dataclasses
-import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
@@ -29,6 +27,7 @@ from vitcmp.report.text import duration
 from vitcmp.runner import Interrupt, Job, ProbeError, job_log, plan_jobs, probe, run_jobs
 from vitcmp.specs import NAME_PATTERNS
 from vitcmp.stats import median
+from vitcmp.usage import start
 
 
 def _names(options: dict[str, tuple[str, ...]]) -> str:
@@ -79,28 +78,17 @@ class Plan:
 
 def main(argv: Sequence[str]) -> int:
     console = Console(soft_wrap=False)
-    try:
-        check_flags(argv)
-        store = RecordStore(FLAGS.out)
-        if FLAGS.dry_run:
-            show_plan(console, make_plan(store))
-            return 0
-        with store.open().lock():
-            plan = make_plan(store)
-            for note in store.notes:
-                console.print(note, style="yellow", highlight=False, markup=False)
-            show_plan(console, plan)
-            return sweep(console, plan, store)
-    except (ValueError, ProbeError, OSError) as error:
-        return fail(str(error))
-    except KeyboardInterrupt:
-        return 130
-
-
-def fail(message: str) -> int:
-    for line in message.splitlines():
-        print(f"vitcmp.run: {line}", file=sys.stderr)
-    return 2
+    check_flags(argv)
+    store = RecordStore(FLAGS.out)
+    if FLAGS.dry_run:
+        show_plan(console, make_plan(store))
+        return 0
+    with store.open().lock():
+        plan = make_plan(store)
+        for note in store.notes:
+            console.print(note, style="yellow", highlight=False, markup=False)
+        show_plan(console, plan)
+        return sweep(console, plan, store)
 
 
 def check_flags(argv: Sequence[str]) -> None:
@@ -285,24 +273,5 @@ def make_progress(console: Console) -> Progress:
     )
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; bad usage is exit code 2, and --help is not an error."""
-    if {"-h", "--help", "-help", "--helpshort", "--helpfull"} & set(argv):
-        show_help()
-    try:
-        return FLAGS(list(argv))
-    except flags.Error as error:
-        sys.exit(fail(f"{error}; --help lists the flags"))
-
-
-def show_help() -> NoReturn:
-    print(__doc__)
-    for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__]):
-        default = "" if flag.default is None else f" (default: {flag.default})"
-        text = textwrap.fill(flag.help, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
-        print(f"  --{flag.name}{default}\n{text}")
-    sys.exit(0)
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    start(main, takes_words=True, errors=(ValueError, ProbeError, OSError))
