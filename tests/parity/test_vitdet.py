@@ -17,7 +17,7 @@ import torch_models.layers
 import torch_models.vitdet
 import vitcmp
 from tests.parity.helpers import draw_images, randomise, relative_error, run, run_timm, timm_weights, worst_error
-from torch_models.layers import full_bias
+from torch_models.layers import RelPosBias, full_bias
 from torch_models.vitdet import ViTDet, WindowBlock, rel_pos_bias, window_partition, window_unpartition
 from vitcmp.params import expected_shapes, fit_image_size, upcycle
 from vitcmp.specs import ViTDetSpec
@@ -221,7 +221,10 @@ def ignore_padding(patch: pytest.MonkeyPatch) -> None:
 
 
 def bias_of_the_key(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(torch_models.layers, "full_bias", lambda bias: full_bias(bias).transpose(-1, -2))
+    def attend_math(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: RelPosBias) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=full_bias(bias).transpose(-1, -2))
+
+    patch.setattr(torch_models.layers, "_attend_math", attend_math)
 
 
 def change_rel_pos(faulty: Callable[..., torch.Tensor], patch: pytest.MonkeyPatch) -> None:
