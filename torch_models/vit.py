@@ -34,7 +34,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (b n d)
         b, n, d = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, -1)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # (b n k e)
+        q, k, v = qkv.unbind(2)  # torch: (b n k e); the gradient of three slices would fill three arrays and add them
         x = attend(q, k, v, kernel=self.kernel)
         return self.proj(x.reshape(b, n, d))
 

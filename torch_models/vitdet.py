@@ -93,7 +93,7 @@ class GridAttention(nn.Module):
         """Attends within each window: (g h w 3d) -> (g h w d)."""
         g, h, w, d = qkv.shape
         qkv = qkv.reshape(g, h * w, 3, self.num_heads, -1)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # (g hw k e)
+        q, k, v = qkv.unbind(2)  # torch: (g hw k e); the gradient of three slices would fill three arrays and add them
         bias = None  # without one, the flash kernels can run
         if self.use_rel_pos:
             grid_q = q.reshape(g, h, w, self.num_heads, -1)
