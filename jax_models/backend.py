@@ -15,6 +15,7 @@ from flax import nnx
 from jax_models.bit import BiT
 from jax_models.bit_v1 import BiTV1
 from jax_models.convnext import ConvNeXt
+from jax_models.fit import Trainer
 from jax_models.flops import count_flops
 from jax_models.foreign import ForeignModel, build_foreign, export_foreign, library_versions, load_foreign
 from jax_models.layers import Conv
@@ -23,9 +24,18 @@ from jax_models.resnet import ResNet
 from jax_models.train import make_train_step
 from jax_models.vit import ViT
 from jax_models.vitdet import ViTDet
-from vitcmp.backend import ATTENTION, NUMERICS, Device, Unsupported, require_precision
+from vitcmp.backend import (
+    ATTENTION,
+    NUMERICS,
+    Device,
+    Unsupported,
+    check_training,
+    require_open,
+    require_precision,
+)
 from vitcmp.environment import cpu_memory_bytes, cpu_name, num_cpus, peak_rss_bytes, reset_peak_rss
 from vitcmp.params import Weights
+from vitcmp.recipe import Recipe
 from vitcmp.specs import ForeignSpec, Spec
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
@@ -58,6 +68,7 @@ class JaxBackend:
         self.platform = self.device.platform if self.device.platform in ("cpu", "tpu") else "gpu"
         # How our models' convolutions are computed: XLA's own, but on a CPU in other forms where those are faster.
         self.convolution = "expanded" if self.platform == "cpu" else "native"
+        self.open_numerics: str | None = None
 
     def describe(self) -> Device:
         on_cpu = self.platform == "cpu"
@@ -87,12 +98,16 @@ class JaxBackend:
         with jax.enable_x64(name == "float64"), jax.default_matmul_precision(precision):
             errors = self._errors(jnp.dtype(NUMERICS[name][1]))
             require_precision(name, errors)
-            yield {
-                "jax_default_matmul_precision": precision,
-                "jax_enable_x64": name == "float64",
-                "convolution": self.convolution,
-                **errors,
-            }
+            kept, self.open_numerics = self.open_numerics, name
+            try:
+                yield {
+                    "jax_default_matmul_precision": precision,
+                    "jax_enable_x64": name == "float64",
+                    "convolution": self.convolution,
+                    **errors,
+                }
+            finally:
+                self.open_numerics = kept
 
     def _errors(self, dtype: jnp.dtype) -> dict[str, float]:
         """Measures the relative error of a matmul and of a convolution against float64."""
@@ -157,6 +172,26 @@ class JaxBackend:
     ) -> "ForwardStep | TrainStep":
         arrays = self._put(images, model.compute_dtype), jax.device_put(labels, self.device)
         return TrainStep(model, *arrays) if mode == "train" else ForwardStep(model, arrays[0])
+
+    def trainer(
+        self,
+        spec: Spec,
+        weights: Weights,
+        recipe: Recipe,
+        *,
+        attention: str | None = None,
+        compile: str | None = None,
+        num_devices: int = 1,
+    ) -> Trainer:
+        devices = jax.devices(self.device.platform)
+        options: dict[str, Any] = {"attention": attention, "compile": compile, "num_devices": num_devices}
+        axes: dict[str, Any] = {"platform": self.platform, "backend": self.name, "max_devices": len(devices)}
+        check_training(spec, weights, recipe, **options, **axes)
+        if attention == "pallas" and num_devices > 1:
+            raise Unsupported("attention=pallas: XLA cannot share its kernel out to several devices")
+        require_open(recipe.numerics, self.open_numerics)
+        model = self.load(self.build(spec, attention=attention), weights, numerics=recipe.numerics)
+        return Trainer(model, recipe, engine=self, devices=devices[:num_devices])
 
     def memory(self, model: nnx.Module, step: "ForwardStep | TrainStep") -> dict[str, Any]:
         """Activation peak: XLA's temporaries and outputs, less what it writes in place; weights and inputs excluded."""

@@ -1,6 +1,7 @@
 """vitcmp's backend on PyTorch: device, numerics, compiled steps, memory."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,19 +13,32 @@ from torch import nn
 from torch_models.bit import BiT
 from torch_models.bit_v1 import BiTV1
 from torch_models.convnext import ConvNeXt
+from torch_models.fit import Trainer
 from torch_models.flops import count_flops
 from torch_models.foreign import ForeignModel, build_foreign, export_foreign, library_versions, load_foreign
 from torch_models.layers import flex_errors
 from torch_models.matmul import find_matmul_library, prefer_onednn, relative_error
 from torch_models.params import export_params, load_params
+from torch_models.processes import Group, Processes
 from torch_models.resnet import ResNet
 from torch_models.train import make_train_step
 from torch_models.vit import ViT
 from torch_models.vitdet import ViTDet
-from vitcmp.backend import ATTENTION, NUMERICS, Device, Unsupported, require_precision, why_unsupported
+from vitcmp.backend import (
+    ATTENTION,
+    COMPILE,
+    NUMERICS,
+    Device,
+    Unsupported,
+    check_training,
+    require_open,
+    require_precision,
+    why_unsupported,
+)
 from vitcmp.environment import cpu_memory_bytes, cpu_name, peak_rss_bytes, reset_peak_rss
 from vitcmp.params import Weights
-from vitcmp.specs import ForeignSpec, Spec
+from vitcmp.recipe import Recipe
+from vitcmp.specs import ForeignSpec, ResNetSpec, Spec
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit": ViT,
@@ -59,6 +73,7 @@ class TorchBackend:
             raise Unsupported(f"device={platform}: torch finds none; it finds {'gpu' if has_gpu else 'cpu'}")
         self.platform = "gpu" if has_gpu and platform != "cpu" else "cpu"
         self.device = torch.device("cuda" if self.platform == "gpu" else "cpu")
+        self.open_numerics: str | None = None
 
     def describe(self) -> Device:
         versions = {"torch": torch.__version__, **library_versions()}
@@ -90,6 +105,7 @@ class TorchBackend:
             )
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
         dtype = getattr(torch, NUMERICS[name][1])
+        outer = self.open_numerics
         kept = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
         torch.set_float32_matmul_precision("high" if use_tf32 else "highest")
         cudnn.allow_tf32 = use_tf32
@@ -99,6 +115,7 @@ class TorchBackend:
             precision = torch.get_float32_matmul_precision()
             errors = self._errors(dtype)
             require_precision(name, errors)
+            self.open_numerics = name
             yield {
                 "float32_matmul_precision": precision,
                 **choice,
@@ -110,6 +127,7 @@ class TorchBackend:
                 **errors,
             }
         finally:
+            self.open_numerics = outer
             torch.set_float32_matmul_precision(kept[0])
             cudnn.allow_tf32, cudnn.benchmark = kept[1:]
 
@@ -182,6 +200,49 @@ class TorchBackend:
             forward = _compiler(compile)(model.eval())
             run = torch.inference_mode()(lambda images, labels: forward(images))
         return Step(run, batch, compile, attention=model.attention)
+
+    def trainer(
+        self,
+        spec: Spec,
+        weights: Weights,
+        recipe: Recipe,
+        *,
+        attention: str | None = None,
+        compile: str | None = None,
+        num_devices: int = 1,
+    ) -> Trainer:
+        max_devices = None if self.platform == "cpu" else torch.cuda.device_count()  # on a CPU, processes
+        options: dict[str, Any] = {"attention": attention, "compile": compile, "num_devices": num_devices}
+        axes: dict[str, Any] = {"platform": self.platform, "backend": self.name, "max_devices": max_devices}
+        check_training(spec, weights, recipe, **options, **axes)
+        if compile == "cudagraphs":
+            raise Unsupported("compile=cudagraphs: the learning rate of a captured step could not change")
+        if num_devices > 1 and self.platform == "cpu" and isinstance(spec, ResNetSpec):
+            raise Unsupported(f"num_devices={num_devices}: torch's SyncBatchNorm runs on GPUs only, this is a cpu")
+        require_open(recipe.numerics, self.open_numerics)
+        group = None
+        if num_devices > 1:
+            job = {"family": spec.family, "spec": dataclasses.asdict(spec), "recipe": dataclasses.asdict(recipe)}
+            group = Processes(
+                num_devices, platform=self.platform, job={**job, "attention": attention, "compile": compile}
+            )
+        return self.make_trainer(spec, weights, recipe, attention=attention, compile=compile, group=group)
+
+    def make_trainer(
+        self,
+        spec: Spec,
+        weights: Weights,
+        recipe: Recipe,
+        *,
+        attention: str | None,
+        compile: str | None,
+        group: Group | None,
+    ) -> Trainer:
+        """Returns what each process trains with; the first process's group has the others begun."""
+        model = self.load(self.build(spec, attention=attention), weights, numerics=recipe.numerics)
+        if compile not in (None, COMPILE["torch"][0]):
+            model.compile(mode=compile, fullgraph=True, dynamic=False)
+        return Trainer(model, recipe, engine=self, group=group)
 
     def memory(self, model: nn.Module, step: "Step") -> dict[str, Any]:
         """Activation peak: what one call allocates beyond what was there before it; weights and inputs excluded."""

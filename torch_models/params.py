@@ -15,7 +15,7 @@ def load_params(
 ) -> nn.Module:
     """Fills the model with canonical weights, cast to `dtype` on the `device`, and returns it."""
     state = {
-        torch_name(name): torch.from_numpy(_to_torch(np.asarray(weights[name]), leaf.kind)).to(device, dtype)
+        torch_name(name): torch.from_numpy(to_torch(np.asarray(weights[name]), leaf.kind)).to(device, dtype)
         for name, leaf in expected_params(spec).items()
     }
     model.load_state_dict(state, strict=True, assign=True)
@@ -26,7 +26,7 @@ def export_params(model: nn.Module, spec: Spec) -> Weights:
     """Returns the weights by their canonical names, as numpy arrays of float32 at least."""
     state = model.state_dict()
     return {
-        name: _from_torch(_numpy(state[torch_name(name)]), leaf.kind) for name, leaf in expected_params(spec).items()
+        name: from_torch(_numpy(state[torch_name(name)]), leaf.kind) for name, leaf in expected_params(spec).items()
     }
 
 
@@ -36,7 +36,7 @@ def torch_name(name: str) -> str:
     return ".".join([*modules, LEAF_NAMES.get(leaf, leaf)])
 
 
-def _to_torch(array: np.ndarray, kind: str) -> np.ndarray:
+def to_torch(array: np.ndarray, kind: str) -> np.ndarray:
     if kind == "linear":
         array = array.T  # torch: (out, in)
     elif kind == "conv":
@@ -44,8 +44,8 @@ def _to_torch(array: np.ndarray, kind: str) -> np.ndarray:
     return np.array(array, order="C")  # a copy: a train step works in place
 
 
-def _from_torch(array: np.ndarray, kind: str) -> np.ndarray:
-    # torch: the reverse of _to_torch; the nnx modules hold the canonical layouts
+def from_torch(array: np.ndarray, kind: str) -> np.ndarray:
+    # torch: the reverse of to_torch; the nnx modules hold the canonical layouts
     if kind == "linear":
         return array.T
     return array.transpose(2, 3, 1, 0) if kind == "conv" else array

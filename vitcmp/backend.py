@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vitcmp.params import Weights
-from vitcmp.specs import ResNetSpec, Spec, ViTDetSpec, ViTSpec, did_you_mean
+from vitcmp.params import Weights, check_weights
+from vitcmp.recipe import Recipe, Trainer
+from vitcmp.specs import ForeignSpec, ResNetSpec, Spec, ViTDetSpec, ViTSpec, did_you_mean
 
 BACKENDS = ("jax", "torch")
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
@@ -110,6 +111,22 @@ class Backend(Protocol):
 
     def compile(self, model: Any, images: np.ndarray, labels: np.ndarray, *, mode: str, compile: str) -> Step: ...
 
+    def trainer(
+        self,
+        spec: Spec,
+        weights: Weights,
+        recipe: Recipe,
+        *,
+        attention: str | None = None,
+        compile: str | None = None,
+        num_devices: int = 1,
+    ) -> Trainer:
+        """Returns the model ready to be trained from the weights, on `num_devices` of the platform.
+
+        Made and used inside `numerics(recipe.numerics)`. Raises ValueError for weights that do not fit, a recipe that
+        does not fit the model and too many devices, and Unsupported for what the platform cannot train.
+        """
+
     def memory(self, model: Any, step: Step) -> dict[str, Any]:
         """Measures one call: parameters_bytes, activation_peak_bytes, process_peak_bytes, each with its source."""
 
@@ -141,6 +158,52 @@ def require_precision(numerics: str, errors: Mapping[str, float]) -> None:
     if not errors[worst] <= MAX_ERROR[numerics]:
         limit = MAX_ERROR[numerics]
         raise Unsupported(f"numerics={numerics}: {worst} is {errors[worst]:.2g}, which must be at most {limit:g}")
+
+
+def check_training(
+    spec: Spec,
+    weights: Weights,
+    recipe: Recipe,
+    *,
+    platform: str,
+    backend: str,
+    attention: str | None,
+    compile: str | None,
+    num_devices: int,
+    max_devices: int | None,  # None: as many as are asked for
+) -> None:
+    """Raises ValueError or Unsupported for what `Backend.trainer` cannot do, the same in both frameworks."""
+    require_choice("numerics", recipe.numerics, tuple(NUMERICS))
+    if compile is not None:
+        require_choice("compile", compile, COMPILE[backend])
+    if isinstance(spec, ForeignSpec):
+        raise ValueError(f"spec={spec}: a model of another library cannot be trained here, only ours")
+    if getattr(spec, "is_folded", False):
+        raise ValueError(f"spec={spec}: a folded BatchNorm cannot be trained; give a spec with is_folded=False")
+    if not spec.num_classes or spec.num_classes % recipe.num_questions:
+        raise ValueError(
+            f"num_classes={spec.num_classes} must be a multiple of num_questions={recipe.num_questions}, and not 0"
+        )
+    if attention is not None:
+        require_choice("attention", attention, ATTENTION[backend])
+        if not isinstance(spec, ViTSpec):
+            raise ValueError(f"attention={attention!r}: a {spec.family} has none; leave it out")
+    if num_devices < 1 or (max_devices and num_devices > max_devices):
+        most = f" to the {max_devices} that {backend} finds" if max_devices else ""
+        raise ValueError(f"num_devices={num_devices} must be 1{most or ' or more'}")
+    check_weights(weights, spec)
+    axes = {"platform": platform, "backend": backend, "numerics": recipe.numerics, "mode": "train"}
+    if reason := why_unsupported(spec, **axes, attention=attention, compile=compile):
+        raise Unsupported(reason)
+
+
+def require_open(numerics: str, open_numerics: str | None) -> None:
+    """Raises ValueError where a trainer is used outside of the numerics that it was made for."""
+    if numerics != open_numerics:
+        raise ValueError(
+            f"numerics={numerics}: a trainer is made and used inside `with backend.numerics({numerics!r}):`, and open "
+            f"is {open_numerics}"
+        )
 
 
 def why_unsupported(

@@ -41,11 +41,11 @@ class Job:
 
 
 class Interrupt:
-    """Turns SIGINT and SIGTERM into a request to stop: the child is killed, the parent goes on to write its record."""
+    """Turns SIGINT and SIGTERM into a request to stop: children are killed, the parent then writes their records."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
-        self.child: subprocess.Popen | None = None
+        self.children: set[subprocess.Popen] = set()
 
     def __enter__(self) -> "Interrupt":
         self._kept = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -57,8 +57,8 @@ class Interrupt:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal_number = number
-        if self.child is not None:
-            kill_group(self.child)
+        for child in tuple(self.children):
+            kill_group(child)
 
     @property
     def requested(self) -> bool:
@@ -171,13 +171,13 @@ def run_child(
 
 @contextlib.contextmanager
 def _registered(interrupt: Interrupt, child: subprocess.Popen) -> Iterator[None]:
-    interrupt.child = child
+    interrupt.children.add(child)
     if interrupt.requested:  # the signal came while the child was being started
         kill_group(child)
     try:
         yield
     finally:
-        interrupt.child = None  # first: once it is waited for, its number may be another's
+        interrupt.children.discard(child)  # first: once it is waited for, its number may be another's
         kill_group(child)  # also what the child itself started, such as compile workers
         child.wait()
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PARTS = {"jax": ("jax", "jaxlib", "flax", "optax"), "torch": ("torch", "torchvision", "timm")}
-CORE_MODULES = {"specs", "params", "backend", "resample", "environment"}  # what the models may use of vitcmp
+CORE_MODULES = {"specs", "params", "backend", "recipe", "resample", "environment"}  # what the models may use of vitcmp
 # What vitcmp's modules import beside the standard library and vitcmp itself, at their top or inside a function.
 PACKAGES = {"numpy", "absl"}
 EXTRA_PACKAGES = {
