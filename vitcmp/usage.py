@@ -53,7 +53,7 @@ def _show_help() -> NoReturn:
 
 def _fail(message: str) -> int:
     spec = sys.modules["__main__"].__spec__  # as `python -m vitcmp.run` has it
-    program = spec.name if spec else sys.argv[0]
+    program = spec.name.removesuffix(".__main__") if spec else sys.argv[0]
     for line in message.splitlines():
         print(f"{program}: {line}", file=sys.stderr)
     return 2
