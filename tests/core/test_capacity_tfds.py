@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ class Mnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """As TFDS's, of 40 + 30 digits."""
 
     VERSION = tfds.core.Version("3.0.1")
-    NUM = {"train": 40, "test": 30}  # noqa: RUF012
+    NUM: ClassVar = {"train": 40, "test": 30}
 
     def _info(self):
         features = {"image": tfds.features.Image(shape=(28, 28, 1)), "label": tfds.features.ClassLabel(num_classes=10)}
