@@ -33,6 +33,7 @@ FLAG_PREFIXES = (
 )
 SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 SOURCES = ("vitcmp", "jax_models", "torch_models", "experiments")
+RESULTS = "experiments/results"  # a sweep that is written there changes no source
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -225,7 +226,7 @@ def _commit() -> tuple[str | None, bool | None]:
     if not (root / ".git").exists():  # a package in a virtual environment, perhaps inside somebody else's repository
         return None, None
     commit = _run("git", "-C", str(root), "rev-parse", "HEAD")
-    changes = _run("git", "-C", str(root), "status", "--porcelain", "--", *SOURCES)
+    changes = _run("git", "-C", str(root), "status", "--porcelain", "--", *SOURCES, f":(exclude){RESULTS}")
     return commit, None if commit is None or changes is None else bool(changes)
 
 

@@ -72,6 +72,9 @@ def test_the_commit_is_the_checkouts_and_says_whether_sources_differ(monkeypatch
     monkeypatch.setattr(environment, "__file__", str(source))
     monkeypatch.setenv("GIT_DIR", "/nowhere")  # as a hook sets it
     (tmp_path / "results.jsonl").write_text("results beside the sources do not count")
+    records = tmp_path / environment.RESULTS / "today" / "records.jsonl"
+    records.parent.mkdir(parents=True)
+    records.write_text("{}\n")
     assert environment._commit() == (head, False)
     source.write_text("two")
     assert environment._commit() == (head, True)
