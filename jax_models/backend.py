@@ -14,6 +14,7 @@ from flax import nnx
 
 from jax_models.bit import BiT
 from jax_models.bit_v1 import BiTV1
+from jax_models.ceilings import make_copy, make_matmul
 from jax_models.convnext import ConvNeXt
 from jax_models.fit import Trainer
 from jax_models.flops import count_flops
@@ -214,6 +215,12 @@ class JaxBackend:
 
     def count_flops(self, spec: Spec) -> int:
         return count_flops(self.build(spec), spec)
+
+    def make_matmul(self, side: int, *, numerics: str) -> Callable[[], None]:
+        return make_matmul(side, dtype=jnp.dtype(NUMERICS[numerics][1]), device=self.device)
+
+    def make_copy(self, num_bytes: int, *, numerics: str) -> Callable[[], None]:
+        return make_copy(num_bytes, dtype=jnp.dtype(NUMERICS[numerics][1]), device=self.device)
 
 
 class ForwardStep:

@@ -12,6 +12,7 @@ from torch import nn
 
 from torch_models.bit import BiT
 from torch_models.bit_v1 import BiTV1
+from torch_models.ceilings import make_copy, make_matmul
 from torch_models.convnext import ConvNeXt
 from torch_models.fit import Trainer
 from torch_models.flops import count_flops
@@ -100,12 +101,9 @@ class TorchBackend:
     def numerics(self, name: str) -> Iterator[dict[str, Any]]:
         use_tf32 = name == "tensorfloat32"
         if use_tf32 and (self.platform != "gpu" or torch.cuda.get_device_capability(self.device) < (8, 0)):
-            raise Unsupported(
-                f"numerics=tensorfloat32: only NVIDIA GPUs since Ampere have it, this is a {self.platform}"
-            )
+            raise Unsupported(f"numerics=tensorfloat32: NVIDIA GPUs since Ampere have it, this is a {self.platform}")
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        dtype = getattr(torch, NUMERICS[name][1])
-        outer = self.open_numerics
+        dtype, outer = getattr(torch, NUMERICS[name][1]), self.open_numerics
         kept = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
         torch.set_float32_matmul_precision("high" if use_tf32 else "highest")
         cudnn.allow_tf32 = use_tf32
@@ -264,6 +262,12 @@ class TorchBackend:
 
     def count_flops(self, spec: Spec) -> int:
         return count_flops(self.build(spec), spec)
+
+    def make_matmul(self, side: int, *, numerics: str) -> Callable[[], None]:
+        return make_matmul(side, dtype=getattr(torch, NUMERICS[numerics][1]), device=self.device)
+
+    def make_copy(self, num_bytes: int, *, numerics: str) -> Callable[[], None]:
+        return make_copy(num_bytes, dtype=getattr(torch, NUMERICS[numerics][1]), device=self.device)
 
 
 class Step:

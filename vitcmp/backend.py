@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -132,6 +132,15 @@ class Backend(Protocol):
 
     def count_flops(self, spec: Spec) -> int:
         """Counts forward FLOPs of one image in the framework's own graph; the cross-check of vitcmp.flops."""
+
+    def make_matmul(self, side: int, *, numerics: str) -> Callable[[], None]:
+        """Returns a call that multiplies two square matrices, made and used inside `numerics(numerics)`.
+
+        A call returns when the device is idle; `side` is a multiple of 256.
+        """
+
+    def make_copy(self, num_bytes: int, *, numerics: str) -> Callable[[], None]:
+        """Returns a call that copies an array of the numerics' dtype; it returns when the device is idle."""
 
 
 def load_backend(name: str, *, platform: str = "auto") -> Backend:

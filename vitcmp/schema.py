@@ -41,6 +41,8 @@ KEYS: dict[str, tuple[type, ...]] = {
     "outputs": (dict, type(None)),
     "stages_s": (dict, type(None)),
 }
+# Keys that older records lack, with their types.
+OPTIONAL_KEYS: dict[str, tuple[type, ...]] = {"ceilings": (dict, type(None))}
 # What the nested objects hold.
 INNER_KEYS: dict[str, tuple[str, ...]] = {
     "case": (
@@ -79,6 +81,7 @@ INNER_KEYS: dict[str, tuple[str, ...]] = {
         "load_1m_after",
         "involuntary_switches",
     ),
+    "ceilings": ("matmul_flops_per_s", "copy_bytes_per_s", "how"),
 }
 # What a case that went well must know.
 OK_NEEDS = ("device", "environment", "effective", "num_params", "flops", "warmup", "latency", "memory", "contention")
@@ -101,9 +104,10 @@ def validate_record(record: Any) -> list[str]:
 
 
 def _check_types(record: Record) -> Iterator[str]:
-    for key, types in KEYS.items():
+    for key, types in {**KEYS, **OPTIONAL_KEYS}.items():
         if key not in record:
-            yield f"{key} is missing"
+            if key in KEYS:
+                yield f"{key} is missing"
         elif not isinstance(record[key], types) or (isinstance(record[key], bool) and bool not in types):
             names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
             yield f"{key} is {_show(record[key])}, expected {names}"
@@ -135,7 +139,7 @@ def _check_status(record: Record) -> Iterator[str]:
 
 def _check_inner(record: Record) -> Iterator[str]:
     for key, names in INNER_KEYS.items():
-        if record[key] is not None:
+        if record.get(key) is not None:
             yield from (f"{key}.{name} is missing" for name in names if name not in record[key])
 
 
@@ -154,6 +158,9 @@ def _check_timings(record: Record) -> Iterator[str]:
     for name, value in (record["memory"] or {}).items():
         if name.endswith("_bytes") and value is not None and not (_is_number(value) and value > 0):
             yield f"memory.{name} is {_show(value)}, expected bytes above 0, or null"
+    for name, value in (record.get("ceilings") or {}).items():
+        if name.endswith("_per_s") and value is not None and not (_is_number(value) and value > 0):
+            yield f"ceilings.{name} is {_show(value)}, expected a rate above 0, or null"
 
 
 def _check_values(value: Any, path: str = "") -> Iterator[str]:

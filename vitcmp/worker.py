@@ -22,6 +22,7 @@ import numpy as np
 
 from vitcmp.backend import Backend, Step, Unsupported, load_backend, why_unsupported
 from vitcmp.cases import Case, timestamp
+from vitcmp.ceilings import measure_copy, measure_matmul
 from vitcmp.checkpoints import load_weights, read_state
 from vitcmp.environment import HostMonitor, describe_environment, pin_cpus
 from vitcmp.flops import count_flops
@@ -103,17 +104,25 @@ def _measure(case: Case, weights_path: str | None, record: Record, stages: Stage
     backend = _open_backend(case, spec, record, stages)
     with backend.numerics(case.numerics) as effective:
         record["effective"] = {**effective, "attention": case.attention, "num_threads": case.num_threads}
-        with stages.stage("weights"):
-            model = _load_model(backend, case, spec, weights_path)
-        if isinstance(spec, ForeignSpec):
-            record["effective"] |= model.effective()
-        record["num_params"] = backend.count_params(model)
-        with stages.stage("flops"):
-            record["flops"] = _count_flops(backend, spec, case)
-        step = _compile(backend, model, case, spec, record, stages)
-        _time(step, case, record, stages)
-        with stages.stage("memory"):
-            record["memory"] = backend.memory(model, step)
+        _measure_model(backend, case, spec, weights_path, record, stages)
+        with stages.stage("ceilings"):  # last, when the model's memory is free again
+            record["ceilings"] = _measure_ceilings(backend, case.numerics, stages)
+
+
+def _measure_model(
+    backend: Backend, case: Case, spec: Spec, weights_path: str | None, record: Record, stages: Stages
+) -> None:
+    with stages.stage("weights"):
+        model = _load_model(backend, case, spec, weights_path)
+    if isinstance(spec, ForeignSpec):
+        record["effective"] |= model.effective()
+    record["num_params"] = backend.count_params(model)
+    with stages.stage("flops"):
+        record["flops"] = _count_flops(backend, spec, case)
+    step = _compile(backend, model, case, spec, record, stages)
+    _time(step, case, record, stages)
+    with stages.stage("memory"):
+        record["memory"] = backend.memory(model, step)
 
 
 def _open_backend(case: Case, spec: Spec, record: Record, stages: Stages) -> Backend:
@@ -216,6 +225,21 @@ def _time(step: Step, case: Case, record: Record, stages: Stages) -> None:
             latency_s = float(np.median(latency.wall_s))
             record["throughput"] = sample_throughput(step.queue, rule, latency_s=latency_s)._asdict()
     record["contention"], record["clocks"] = host.contention(), host.clocks()
+
+
+def _measure_ceilings(backend: Backend, numerics: str, stages: Stages) -> dict[str, Any]:
+    """Measures what the device reaches in these numerics; what fails is null, and says why in `how`."""
+    ceilings: dict[str, Any] = {}
+    how: list[str] = []
+    for name, measure in {"matmul_flops_per_s": measure_matmul, "copy_bytes_per_s": measure_copy}.items():
+        failure: Record = {}
+        ceilings[name] = None
+        with failures_recorded(failure, stages):
+            ceilings[name], done = measure(backend, numerics)
+            how.append(done)
+        if failure:
+            how.append(f"{name}: {failure['error']['type']}: {failure['error']['message'][:200]}")
+    return {**ceilings, "how": "; ".join(how)}
 
 
 def probe(request: dict[str, Any]) -> dict[str, Any]:

@@ -76,5 +76,26 @@ def test_cpu_seconds_may_be_unknown():
     assert validate_record(changed("latency.cpu_s", None)) == []
 
 
+def test_ceilings_may_be_absent_as_in_older_records_or_unknown():
+    assert "ceilings" not in make_record()
+    known = {"matmul_flops_per_s": 5e11, "copy_bytes_per_s": None, "how": "2048x2048 matmul, best of 5"}
+    for ceilings in (None, known):
+        assert validate_record(make_record(ceilings=ceilings)) == []
+
+
+@pytest.mark.parametrize(
+    ("ceilings", "words"),
+    [
+        ("fast", "ceilings is 'fast', expected dict or null"),
+        ({"how": ""}, "ceilings.matmul_flops_per_s is missing"),
+        ({"matmul_flops_per_s": 0.0, "copy_bytes_per_s": 1.0, "how": ""}, "expected a rate above 0, or null"),
+        ({"matmul_flops_per_s": 1.0, "copy_bytes_per_s": "1", "how": ""}, "expected a rate above 0, or null"),
+        ({"matmul_flops_per_s": math.inf, "copy_bytes_per_s": 1.0, "how": ""}, "expected a finite number"),
+    ],
+)
+def test_bad_ceilings_are_named(ceilings, words):
+    assert words in validate_record(make_record(ceilings=ceilings))[0]
+
+
 def test_final_statuses_are_all_but_interrupted():
     assert set(STATUSES) - set(FINAL) == {"interrupted"}

@@ -29,7 +29,7 @@ def test_a_ten_line_backend_drives_a_whole_measurement(backend):
     assert record["outputs"]["shape"] == [1, 10]
     assert record["flops"]["step"] == 2 * record["flops"]["analytic"]
     assert list(record["stages_s"]) == [
-        "import", "weights", "flops", "compile", "parity", "warmup", "latency", "throughput", "memory",
+        "import", "weights", "flops", "compile", "parity", "warmup", "latency", "throughput", "memory", "ceilings",
     ]  # fmt: skip
 
 
