@@ -4,8 +4,9 @@ The one implementation for both frameworks: pixels, position embeddings and rela
 tf.image.resize for every method, with and without antialias, and so jax.image.resize and scale_and_translate, whose
 kernels are TensorFlow's. Known differences of others, each held by a test:
 
-- torch `F.interpolate(antialias=True)` is equal for bilinear and bicubic; without antialias its bicubic uses a = -0.75
-  (here -0.5) and repeats edge pixels where this renormalises the weights.
+- torch `F.interpolate(antialias=True)` is equal for bilinear, bicubic and, where torch has it, lanczos (our lanczos3);
+  without antialias its bicubic uses a = -0.75 (here -0.5) and repeats edge pixels where this renormalises the weights.
+  It rounds and clips uint8 images, as Pillow does.
 - torch `mode="area"` rounds bins out to whole pixels, `mode="nearest"` has no half-pixel centres (`nearest-exact` has).
 - Pillow always antialiases, and rounds and clips uint8 images; on float images it is equal (its BOX is area only where
   whole pixels fit into whole pixels).

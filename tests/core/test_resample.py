@@ -62,26 +62,39 @@ def test_every_method_is_in_the_tensorflow_fixture():
     assert {load_case(name)[3] for name in tensorflow_cases()} == set(METHODS)
 
 
+JAX_NAMES = {"bilinear": "linear", "bicubic": "cubic"}
+
+
+def jax_atol(method):
+    """JAX's Lanczos takes 1 for what lies within 1e-3 of the centre, which is 1 - 2e-6 there."""
+    return 255 * (1e-5 if method.startswith("lanczos") else 1e-13)
+
+
+@pytest.mark.parametrize("size", [(31, 14), (11, 13), (46, 74)])
 @pytest.mark.parametrize("antialias", [True, False])
-@pytest.mark.parametrize("method", ["nearest", "bilinear", "bicubic", "lanczos3", "lanczos5"])
-def test_equals_jax_image_resize(method, antialias):
+@pytest.mark.parametrize("method", ["nearest", "area", "bilinear", "bicubic", "lanczos3", "lanczos5"])
+def test_equals_jax_image_resize(method, antialias, size):
     jax = pytest.importorskip("jax")
-    names = {"bilinear": "linear", "bicubic": "cubic"}
+    if method == "area" and not hasattr(jax.image.ResizeMethod, "AREA"):
+        pytest.skip("this JAX has no area")
+    name = JAX_NAMES.get(method, method)
     with jax.enable_x64(True):
-        expected = jax.image.resize(picture(), (31, 14, 3), names.get(method, method), antialias=antialias)
-    ours = resize(picture(), (31, 14), method=method, antialias=antialias)
-    # JAX's Lanczos takes 1 for what lies within 1e-3 of the centre, which is 1 - 2e-6 there.
-    atol = 255 * (1e-5 if method.startswith("lanczos") else 1e-13)
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)
+        expected = jax.image.resize(picture(), (*size, 3), name, antialias=antialias)
+    ours = resize(picture(), size, method=method, antialias=antialias)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=jax_atol(method))
 
 
-@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
-def test_equals_jax_image_scale_and_translate(method):
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("method", ["bilinear", "bicubic", "lanczos3", "lanczos5"])
+def test_equals_jax_image_scale_and_translate(method, antialias):
     jax = pytest.importorskip("jax")
-    scale, name = np.divide((8, 50), (23, 37)), {"bilinear": "linear", "bicubic": "cubic"}[method]
+    scale, name = np.divide((8, 50), (23, 37)), JAX_NAMES.get(method, method)
     with jax.enable_x64(True):
-        expected = jax.image.scale_and_translate(picture(), (8, 50, 3), (0, 1), scale, np.zeros(2), name)
-    np.testing.assert_allclose(resize(picture(), (8, 50), method=method), expected, rtol=0, atol=255 * 1e-13)
+        expected = jax.image.scale_and_translate(
+            picture(), (8, 50, 3), (0, 1), scale, np.zeros(2), name, antialias=antialias
+        )
+    ours = resize(picture(), (8, 50), method=method, antialias=antialias)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=jax_atol(method))
 
 
 def torch_resize(image, size, **options):
@@ -105,6 +118,25 @@ def test_equals_torch(method, antialias, mode, size):
     expected = torch_resize(picture(), size, mode=mode, **options)
     ours = resize(picture(), size, method=method, antialias=antialias)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=255 * 1e-13)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_equals_torchs_lanczos(size):
+    torch = pytest.importorskip("torch")
+    if "lanczos" not in torch.nn.functional.interpolate.__doc__:
+        pytest.skip("this torch has no Lanczos")
+    expected = torch_resize(picture(), size, mode="lanczos", antialias=True, align_corners=False)
+    np.testing.assert_allclose(resize(picture(), size, method="lanczos3"), expected, rtol=0, atol=255 * 1e-13)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
+def test_torch_rounds_and_clips_uint8_images_after_each_axis(method):
+    image = picture(dtype=np.uint8)
+    theirs = torch_resize(image, (11, 13), mode=method, antialias=True, align_corners=False)
+    # As Pillow, below: half a level for each axis, and weights of 16 bits at most.
+    difference = np.clip(resize(image, (11, 13), method=method), 0, 255) - theirs
+    assert 0.4 < np.abs(difference).max() < 1.5
+    assert abs(difference.mean()) < 0.1, "it cuts off"
 
 
 @pytest.mark.parametrize("size", SIZES[:4])

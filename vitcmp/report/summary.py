@@ -80,7 +80,13 @@ class Setting:
 
     @property
     def is_contended(self) -> bool:
-        return any((share := (r["contention"] or {}).get("others_cpu_share")) and share > CONTENDED for r in self.ok)
+        return self.others_cpu_share is not None and self.others_cpu_share > CONTENDED
+
+    @property
+    def others_cpu_share(self) -> float | None:
+        """The largest share of the machine that others used during a run; None where no run knows it."""
+        shares = [(r["contention"] or {}).get("others_cpu_share") for r in self.ok]
+        return max((share for share in shares if share is not None), default=None)
 
     @property
     def span(self) -> tuple[datetime.datetime, datetime.datetime]:
