@@ -17,6 +17,15 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 DASHES: dict[str, Any] = {"jax": "-", "torch": (0, (4, 2))}
 NAMES = {"jax": "JAX", "torch": "torch"}
 GREY = "#555555"
+# What is said of a setting that did not run; above the axes, by its first letter.
+FAILED = {
+    "oom": "Memory ran out",
+    "timeout": "Timed out",
+    "unsupported": "Unsupported",
+    "crashed": "Crashed",
+    "error": "Error",
+    "interrupted": "Interrupted",
+}
 SAME_WITHIN = 1.03  # of stats.verdict: what counts as the same
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 7, 10, 20, 50)
 Series = dict[tuple[str, str], list[Row]]
@@ -120,25 +129,22 @@ def _draw_series(axes: Axes, points: Sequence[Row], look: tuple[str, str], backe
 
 
 def _draw_failures(axes: Axes, series: Series, looks: dict[str, tuple[str, str]], x_of: Any) -> int:
-    """Draws a cross where nothing ran and what became of it, above the axes, and returns of how many models.
+    """Writes above the axes what became of what did not run, as `M/T`, JAX's first; returns of how many models.
 
-    Each model has a line of its own there.
+    Each model has a line of its own there; `-` is a framework that ran.
     """
-    failed: dict[str, dict[float, list[str]]] = {}
+    failed: dict[str, dict[float, dict[str, str]]] = {}
     for (model, backend), points in series.items():
         for row in points:
             if not row["latency_s"]:
-                said = failed.setdefault(model, {}).setdefault(x_of(row), [])
-                said.append(f"{NAMES.get(backend, backend)} {row['status']}")
+                failed.setdefault(model, {}).setdefault(x_of(row), {})[backend] = FAILED.get(row["status"], "?")[0]
+    backends = sorted({backend for _, backend in series})
     place: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False, "va": "center", "ha": "center"}
-    for i, (model, crosses) in enumerate(failed.items()):
-        last: list[str] = []
-        for x, said in sorted(crosses.items()):
-            at: dict[str, Any] = {"xy": (x, 1), "xycoords": axes.get_xaxis_transform()}
-            axes.annotate("\u00d7", xytext=(0, 6 + 9 * i), color=looks[model][0], fontsize=9, **at, **place)
-            if said != last:  # crosses beside each other that say the same share the words
-                axes.annotate(", ".join(said), xytext=(-5, 6 + 9 * i), fontsize=5, **at, **place | {"ha": "right"})
-            last = said
+    for i, (model, letters) in enumerate(failed.items()):
+        for x, of in letters.items():
+            text = "/".join(of.get(backend, "-") for backend in backends)
+            at: dict[str, Any] = {"xy": (x, 1), "xycoords": axes.get_xaxis_transform(), "xytext": (0, 6 + 9 * i)}
+            axes.annotate(text, color=looks[model][0], fontsize=6, **at, **place)
     return len(failed)
 
 
@@ -156,9 +162,12 @@ def _add_legend(figure: Figure, rows: Sequence[Row], looks: dict[str, tuple[str,
         Line2D([], [], color=GREY, marker="o", linestyle=DASHES.get(b, ":"), label=NAMES.get(b, b), **_marker(GREY, b))
         for b in backends
     ]
-    failed = [Line2D([], [], color=GREY, marker="x", linestyle="", label="did not run")]
-    has_failed = any(not row["latency_s"] for points in _series(rows).values() for row in points)
-    handles = [*models, *dashes, *(failed if has_failed else [])]
+    panels = [[row for row in rows if row["batch_size"] == size] for size in {row["batch_size"] for row in rows}]
+    shown = [row for panel in panels for points in _series(panel).values() for row in points]
+    statuses = {row["status"] for row in shown if not row["latency_s"]}
+    words = [FAILED[status] for status in FAILED if status in statuses]
+    failed = [Line2D([], [], color=GREY, marker=f"${word[0]}$", linestyle="", label=word) for word in words]
+    handles = [*models, *dashes, *failed]
     columns = min(4, len(handles))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=7)
 

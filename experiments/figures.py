@@ -11,14 +11,15 @@ Outputs: figures/ in the folder, or --out. Where the folder has several devices,
 """
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from vitcmp.records import RecordStore
-from vitcmp.report.payload import make_payload, rows_of
+from vitcmp.report.payload import payload_of, rows_of
+from vitcmp.report.reading import Source, read_source
 from vitcmp.report.rows import Row
 from vitcmp.usage import start
 
@@ -40,7 +41,10 @@ def main(argv: Sequence[str]) -> int:
 
 def draw(folder: Path, out: Path) -> list[Path]:
     """Draws every figure that the folder's records give, and returns the files. Raises ValueError where none does."""
-    payload = make_payload(RecordStore(folder).load(), name=folder.resolve().name)
+    source = read_source(folder.resolve())
+    for fault in source.faults:
+        print(f"{folder}: {fault}", file=sys.stderr)
+    payload = payload_of([Source(source.name, source.records)])
     rows = rows_of(payload)
     contexts = list(dict.fromkeys(_context(row) for row in rows if row["latency_s"]))
     if not contexts:

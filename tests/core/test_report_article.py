@@ -115,6 +115,8 @@ def test_json_lines_and_a_list_are_read_alike(tmp_path):
         {"time": -1.5},
         {"time": 10**400},
         {"time": 0},
+        {"time": True},
+        {"time": 5e-324},
     ],
 )
 def test_a_bad_row_is_named_and_left_out(tmp_path, change):

@@ -10,7 +10,6 @@ import pytest
 from tests.core.fake_records import GPU, failure, record
 from vitcmp.devices import peak_bytes_per_s, peak_flops
 from vitcmp.flops import count_flops
-from vitcmp.report import payload as payload_module
 from vitcmp.report.html import render_html
 from vitcmp.report.payload import make_payload, payload_of, rows_of
 from vitcmp.report.reading import Source
@@ -196,7 +195,31 @@ def test_older_method_versions_are_left_out_with_a_count():
 def test_at_most_20_faults_are_listed_and_all_are_counted():
     source = Source("a", [record()], faults=[f"x:{i}: bad" for i in range(50)], num_left_out=50)
     [shown] = payload_of([source])["sources"]
-    assert len(shown["faults"]) == 20 and shown["left_out"] == 50
+    assert len(shown["faults"]) == 21 and shown["faults"][-1] == "and 30 more" and shown["left_out"] == 50
+
+
+def test_a_sweeps_records_that_cannot_be_shown_are_left_out_and_named():
+    unfit = record("torch", image_size="384")
+    unfit["case"]["batch_size"] = 0
+    payload = make_payload([record("torch"), unfit])
+    assert [row["image_size"] for row in rows_of(payload)] == ["224"] and payload["sources"][0]["left_out"] == 1
+    assert payload["sources"][0]["faults"][0].startswith(f"case {unfit['case_id'][:12]}, run 0: 384 px, batch size 0")
+
+
+@pytest.mark.parametrize(
+    ["first", "second", "how"],
+    [
+        ((2.0, 1.0, "A matmul; A copy"), (1.0, 2.0, "B matmul; B copy"), "A matmul; B copy"),
+        ((1.0, 1.0, "A matmul; A copy"), (2.0, 2.0, "B matmul; B copy"), "B matmul; B copy"),
+        ((2.0, None, "A matmul; copy_bytes_per_s: E: no"), (1.0, None, "B"), "A matmul; copy_bytes_per_s: E: no"),
+        ((2.0, 1.0, None), (1.0, 2.0, "B matmul; B copy"), "B matmul; B copy"),
+    ],
+)
+def test_how_a_ceiling_was_measured_is_said_of_the_largest_one(first, second, how):
+    records = [record(numerics="bfloat16", run=i, **GPU) for i in range(2)]
+    for one, values in zip(records, (first, second), strict=True):
+        one["ceilings"] = dict(zip(("matmul_flops_per_s", "copy_bytes_per_s", "how"), values, strict=True))
+    assert make_payload(records)["ceilings"][0]["how"] == how
 
 
 def test_nothing_of_one_source_is_compared_with_another_and_equal_devices_are_told_apart():
@@ -252,15 +275,6 @@ def test_every_float_has_five_digits_at_most_and_every_count_all_of_them():
     payload = make_payload(several())
     assert all(math.isfinite(value) and value == float(f"{value:.5g}") for value in floats(payload))
     assert 2_507_366_000 in payload["settings"]["image_flops"]
-
-
-def test_of_very_many_rows_columns_of_few_numbers_are_coded_like_texts(monkeypatch):
-    plain = make_payload(several())
-    monkeypatch.setattr(payload_module, "MANY_ROWS", 10)
-    coded = make_payload(several())
-    assert rows_of(coded) == rows_of(plain)
-    assert coded["settings"]["process_peak_bytes"] == {"values": [None], "index": [0] * 16}
-    assert coded["settings"]["latency_s"] == plain["settings"]["latency_s"]
 
 
 def test_a_model_that_this_version_does_not_know_keeps_its_row():

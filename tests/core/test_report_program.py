@@ -15,6 +15,7 @@ from rich.console import Console
 import vitcmp.run
 from tests.core.fake_records import failure, record
 from vitcmp.report.markdown import results_table
+from vitcmp.report.payload import make_payload, rows_of
 
 ROOT = Path(__file__).parents[2]
 SWEEP_ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -63,7 +64,8 @@ def test_the_other_formats_and_standard_output(tmp_path):
 def test_several_folders_have_a_table_each(tmp_path):
     write(tmp_path / "a", record("jax"))
     write(tmp_path / "b", record("torch"))
-    text = program("b", "a", "--format=markdown", "--out=-", cwd=tmp_path).stdout.decode()
+    write(tmp_path / "failed", failure())
+    text = program("b", "failed", "a", "--format=markdown", "--out=-", cwd=tmp_path).stdout.decode()
     assert text.index("## a\n") < text.index("## b\n") and text.count("| `vit_ti16` |") == 2
 
 
@@ -79,6 +81,8 @@ def test_several_folders_have_a_table_each(tmp_path):
         (["mine", "--out=mine"], "must be a file in a folder that is there"),
         (["mine/records.jsonl", "--out=mine/records.jsonl"], "would be written over records"),
         (["mine", "--out=mine/other.jsonl"], "would be written over records"),
+        (["mine", "--out=mine/results.json"], "would be written over records"),
+        (["mine", "--out="], "must be a file in a folder that is there"),
         (["results.json", "--format=markdown"], "shows vitcmp's records only"),
         (["failed", "--format=markdown"], "no record holds a measurement"),
         (["mine", "--bogus"], "bogus"),
@@ -96,6 +100,23 @@ def test_bad_usage_is_one_message_and_exit_code_2(tmp_path, words, message):
     result = program(*words, cwd=tmp_path)
     assert result.returncode == 2 and message in result.stderr.decode() and b"Traceback" not in result.stderr
     assert (mine / "records.jsonl").read_bytes() == before and not list(tmp_path.glob("report*"))
+
+
+def test_a_terminal_gets_no_control_characters_and_a_page_of_markdown_no_tags(tmp_path):
+    one = record("jax")
+    hostile = "|</code><img src=x>`\n```\n[a](b)\x1b[31m"
+    one["case"] |= dict.fromkeys(("model", "numerics", "attention", "compile", "device_name", "weights"), hostile)
+    one["environment"] = dict.fromkeys(("cpu", "python", "commit", "vitcmp"), hostile)
+    one["device"]["versions"] = {hostile: hostile}
+    folder = write(tmp_path / "a\x1b[31m<b>", one)
+    write(folder / "below\x1b[31m", {"schema": "other/1"})
+    write(tmp_path / "z", record("torch"))
+    result = program(folder, "z", "--format=markdown", "--out=-", cwd=tmp_path)
+    assert result.returncode == 0 and b"\x1b" not in result.stdout + result.stderr and b"below?" in result.stderr
+    text = result.stdout.decode()
+    assert "<img" not in text and "<b>" not in text and "[a]" not in text and text.count("```") == 4
+    [row] = [line for line in text.splitlines() if "<br>" in line and "img" in line]
+    assert row.count("|") == next(line for line in text.splitlines() if "vit_ti16" in line).count("|")
 
 
 def test_a_disk_that_takes_nothing_is_one_message(tmp_path):
@@ -174,10 +195,27 @@ def test_each_device_and_kind_of_step_has_its_own_figures_and_names_are_no_formu
     records = [record("jax"), record("jax", mode="train"), failure("jax", image_size="384"), failure(model="resnet50")]
     records[0]["case"]["model"] = records[1]["case"]["model"] = "$\\frac{<b>$"
     write(tmp_path / "mine", *records)
+    with open(tmp_path / "mine" / "records.jsonl", "a") as file:
+        file.write("{torn")
     result = figures("mine", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr.decode()
+    assert result.returncode == 0 and b"not JSON: torn" in result.stderr, result.stderr.decode()
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["figures", "records.jsonl"]
     names = {path.name for path in (tmp_path / "mine" / "figures").iterdir()}
     assert {"latency_by_size_1.svg", "latency_by_size_2.png"} <= names and not any("jax" in name for name in names)
+
+
+@needs_matplotlib
+def test_a_figure_says_by_letters_what_did_not_run_and_its_legend_what_they_mean():
+    from experiments.figure_panels import draw_by_size
+
+    ran = [record("jax"), record("torch"), record("jax", batch_size=8)]
+    attempt = failure("jax", "error", numerics="bfloat16")  # another setting of that point ran
+    failures = [failure("torch", "timeout", batch_size=8), failure("jax", "oom", image_size="384"), attempt]
+    failures += [failure("torch", "unsupported", image_size="384")]
+    figure = draw_by_size(rows_of(make_payload([*ran, *failures])), "title")
+    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["M/U"], ["-/T"]]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["vit_ti16", "JAX", "torch", "Memory ran out", "Timed out", "Unsupported"]
 
 
 @needs_matplotlib

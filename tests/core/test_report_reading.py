@@ -1,14 +1,16 @@
 """Reading for a report: what is bad is named and left out, the rest is shown, and nothing is changed on the disk."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.core.fake_records import failure, record
-from vitcmp.records import RecordStore
+from vitcmp.records import METHOD_VERSION, RecordStore
 from vitcmp.report.html import render_html
+from vitcmp.report.markdown import results_table
 from vitcmp.report.payload import payload_of, rows_of
 from vitcmp.report.reading import read_source, read_sources, why_unfit
 
@@ -92,7 +94,17 @@ def test_records_of_an_experiment_in_the_same_folder_are_passed_over(tmp_path):
         ("outputs.logits", [10**400], "outputs.logits is no list of numbers"),
         ("outputs.loss", [1], "outputs.loss is no number"),
         ("error", {"type": 5, "message": None, "traceback": None, "stage": None}, "status is ok but error is not null"),
-        ("device.versions", [1], "device.versions is no object"),
+        ("device.versions", [1], "device.versions is no object of texts"),
+        ("device.versions", {"jax": 1}, "device.versions is no object of texts"),
+        ("device.name", 5, "device.name is no text"),
+        ("environment.cpu", [], "environment.cpu is no text"),
+        ("environment.memory_bytes", 10**400, "environment.memory_bytes is not a plausible number"),
+        ("case.spec.family", [], "case.spec.family is no text"),
+        ("case.max_sampling_s", [], "case.max_sampling_s is []"),
+        ("throughput.calls_per_sample", None, "throughput.calls_per_sample is not a plausible number"),
+        ("throughput.wall_s", [0.1, 5e-324], "throughput.wall_s is not a plausible number"),
+        ("method_version", METHOD_VERSION + 1, "this code knows 1 to"),
+        ("method_version", 0, "this code knows 1 to"),
     ],
 )
 def test_what_the_schema_leaves_open_and_a_report_cannot_show_is_left_out_too(tmp_path, path, value, reason):
@@ -101,12 +113,41 @@ def test_what_the_schema_leaves_open_and_a_report_cannot_show_is_left_out_too(tm
     assert len(source.records) == 1 and source.num_left_out == 1
     assert source.faults[0].startswith("records.jsonl:2: ") and reason in source.faults[0]
     render_html(payload_of([source]))
+    results_table(source.records)
+
+
+def test_a_record_with_anothers_case_id_is_left_out(tmp_path):
+    other = record(numerics="bfloat16", run=1) | {"case_id": record()["case_id"]}
+    write(tmp_path / "records.jsonl", record(), other, record("torch"), record(run=2))
+    source = read_source(tmp_path)
+    assert [r["run"] for r in source.records] == [0, 0, 2] and "records.jsonl:2: its case is not" in source.faults[0]
+    render_html(payload_of([source]))
+
+
+def test_the_same_records_read_twice_are_no_second_machine(tmp_path):
+    write(tmp_path / "a" / "records.jsonl", record(), record(run=1))
+    write(tmp_path / "b" / "records.jsonl", record(), record(run=1), record("torch"))
+    (tmp_path / "b" / "again.jsonl").symlink_to("../a/records.jsonl")
+    a, b = read_sources([str(tmp_path / "b"), str(tmp_path / "a")])
+    assert (len(a.records), len(b.records), b.num_left_out) == (2, 1, 4)
+    assert a.faults == [] and b.faults == ["4 records left out: the same were read before"]
+
+
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path):
+    write(tmp_path / "records.jsonl", record())
+    (tmp_path / "gone.jsonl").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    source = read_source(tmp_path)
+    assert source.faults == [f"{name}.jsonl: is no file that can be read" for name in ("gone", "pipe")]
+    with pytest.raises(ValueError, match="pipe.jsonl is neither a folder nor a file"):
+        read_sources([str(tmp_path / "pipe.jsonl")])
 
 
 def test_unknown_and_zero_values_are_fit():
     unknown = record(others=0.0) | {"throughput": None, "flops": None, "contention": None, "outputs": None}
     assert why_unfit(unknown) is None and why_unfit(failure()) is None and why_unfit(record(others=0.0)) is None
-    assert "error holds no text" in why_unfit(failure() | {"error": {"type": 5, "message": None}})
+    assert "error.type is no text" in why_unfit(failure() | {"error": {"type": 5, "message": None}})
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"a":' * 50_000, '{"a": ' + "9" * 5000 + "}", '"\ud800"'])

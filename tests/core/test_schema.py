@@ -66,6 +66,11 @@ def test_each_fault_is_named(path, value, words):
     assert words in faults[0]
 
 
+@pytest.mark.parametrize("values", [[0.1, math.nan], [0.1, math.inf], [math.nan, 0.1], [0.1, 1, -0.1], [0.1, -0.1]])
+def test_one_bad_number_among_many_is_found(values):
+    assert validate_record(changed("latency.wall_s", [*[0.1] * 1000, *values]))
+
+
 def test_all_faults_come_at_once_and_no_record_is_no_crash():
     assert len(validate_record(changed("run", -1) | {"case_id": "", "status": "?"})) == 3
     for value in (None, [], "record", 1):

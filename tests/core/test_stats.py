@@ -1,3 +1,4 @@
+import collections
 import itertools
 import math
 
@@ -6,6 +7,7 @@ import pytest
 
 from vitcmp.stats import (
     STUDENT_T,
+    _pairs_rank,
     binomial_interval,
     interval_is_exact,
     median,
@@ -30,6 +32,24 @@ def skewed(rng, num_values, scale=1.0):
 @pytest.mark.parametrize(["values", "expected"], [([3.0], 3), ([1, 2], 1.5), ([5, 1, 3], 3), ([1, 1, 1, 9], 1)])
 def test_the_median_is_the_middle_value_or_the_mean_of_both(values, expected):
     assert median(values) == expected
+
+
+def test_the_median_is_numpys_to_the_bit():
+    rng = np.random.default_rng(0)
+    assert all(median(values) == np.median(values) for values in (skewed(rng, n) for n in range(1, 200)))
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (4, 4), (3, 5), (5, 3), (2, 8), (6, 7)])
+def test_the_rank_of_pairs_is_that_of_all_orders_counted(sides):
+    a, b = sides
+    counts = collections.Counter(sum(c) - a * (a - 1) // 2 for c in itertools.combinations(range(a + b), a))
+    tails = itertools.accumulate(counts[u] for u in range(a * b + 1))
+    assert _pairs_rank(a, b, 0.95) == next(k for k, tail in enumerate(tails) if 2 * tail > 0.05 * math.comb(a + b, a))
+
+
+def test_the_rank_of_a_hundred_runs_a_side_takes_no_minutes():
+    z = 1.959964 * math.sqrt(100 * 100 * 201 / 12)  # of the normal approximation
+    assert abs(_pairs_rank(100, 100, 0.95) - (5000 - z)) < 2
 
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf], [[1.0, 2.0]]])

@@ -16,11 +16,11 @@ from absl import flags
 
 from vitcmp.report.csv_table import csv_table
 from vitcmp.report.html import render_html
-from vitcmp.report.markdown import results_table
+from vitcmp.report.markdown import harmless, results_table
 from vitcmp.report.output import STANDARD_OUTPUT, write_text
 from vitcmp.report.payload import TITLE, payload_of
-from vitcmp.report.reading import Source, read_sources
-from vitcmp.report.words import plural
+from vitcmp.report.reading import ARTICLE_FILE, Source, read_sources
+from vitcmp.report.words import first_of, plural
 from vitcmp.usage import start
 
 SUFFIXES = {"html": ".html", "markdown": ".md", "csv": ".csv"}
@@ -33,7 +33,7 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: Sequence[str]) -> int:
-    out = FLAGS.out or f"report{SUFFIXES[FLAGS.format]}"
+    out = f"report{SUFFIXES[FLAGS.format]}" if FLAGS.out is None else FLAGS.out
     check_out(out, argv[1:])
     sources = read_sources(argv[1:])
     for line in faults_of(sources):
@@ -52,15 +52,16 @@ def check_out(out: str, words: Sequence[str]) -> None:
     """Raises ValueError where the report would be written over what it is made of, or into no folder."""
     if Path(out).is_dir() or not Path(out).parent.is_dir():
         raise ValueError(f"--out={out} must be a file in a folder that is there, or - for standard output")
-    if Path(out).suffix == ".jsonl" or Path(out).resolve() in [Path(word).resolve() for word in words]:
+    is_input = Path(out).resolve() in [Path(word).resolve() for word in words]
+    if is_input or Path(out).suffix == ".jsonl" or Path(out).name == ARTICLE_FILE:
         raise ValueError(f"--out={out} would be written over records")
 
 
 def faults_of(sources: Sequence[Source]) -> list[str]:
     """Returns the first faults, a line each, and how many more there are."""
     faults = [f"{source.name}: {fault}" for source in sources for fault in source.faults]
-    num_more = len(faults) - MAX_FAULTS
-    return faults[:MAX_FAULTS] + [f"and {num_more} more"] * (num_more > 0)
+    lines = ("".join(c if c.isprintable() else "?" for c in line) for line in first_of(faults, MAX_FAULTS))
+    return list(lines)
 
 
 def render(sources: Sequence[Source], format: str) -> str:
@@ -72,10 +73,11 @@ def render(sources: Sequence[Source], format: str) -> str:
 
 def markdown(sources: Sequence[Source]) -> str:
     """Returns the table of each source, under its name where there are several. The article's rows are in none."""
-    shown = [source for source in sources if source.records]
+    ours = [source for source in sources if source.records]
+    shown = [source for source in ours if any(record["latency"] for record in source.records)] or ours
     if not shown:
         raise ValueError("--format=markdown shows vitcmp's records only, and there are none")
-    heads = [f"## {source.name}\n\n" if len(shown) > 1 else "" for source in shown]
+    heads = [f"## {harmless(source.name)}\n\n" if len(shown) > 1 else "" for source in shown]
     return "\n".join(head + results_table(source.records) for head, source in zip(heads, shown, strict=True))
 
 

@@ -74,4 +74,4 @@ def _row(value: dict[str, Any], source: str) -> dict[str, Any]:
 
 def _known(number: float | None) -> float | None:
     """Returns a number above 0, and None for NaN and what else is none."""
-    return number if number is not None and 0 < number < 1e30 else None
+    return number if number is not None and number is not True and 1e-30 < number < 1e30 else None

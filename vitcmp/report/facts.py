@@ -10,6 +10,7 @@ from vitcmp.report.rows import device_label
 from vitcmp.report.summary import Setting, by_keys
 
 MACHINE = "platform", "device_name", "num_threads"
+FLOPS, BYTES = "matmul_flops_per_s", "copy_bytes_per_s"
 HOST = {"cpu": "CPU", "num_cpus": "CPUs", "os": "OS", "kernel": "kernel", "python": "Python", "numpy": "NumPy"}
 
 
@@ -19,15 +20,14 @@ def ceilings_of(settings: Sequence[Setting]) -> Iterator[dict[str, Any]]:
         case = group[0].case
         measured = [ceiling for record in _records(group) if (ceiling := record.get("ceilings"))]
         rates = {
-            "flops_per_s": _largest(measured, "matmul_flops_per_s"),
-            "bytes_per_s": _largest(measured, "copy_bytes_per_s"),
+            "flops_per_s": _rate(_fastest(measured, FLOPS), FLOPS),
+            "bytes_per_s": _rate(_fastest(measured, BYTES), BYTES),
             "peak_flops_per_s": peak_flops(case["device_name"], case["numerics"]),
             "peak_bytes_per_s": peak_bytes_per_s(case["device_name"]),
         }
         if any(rates.values()):
-            how = next((ceiling["how"] for ceiling in measured if isinstance(ceiling.get("how"), str)), None)
             keys = {"device": device_label(case), "backend": case["backend"], "numerics": case["numerics"]}
-            yield {**keys, **rates, "how": how}
+            yield {**keys, **rates, "how": _how(measured)}
 
 
 def environments_of(settings: Sequence[Setting]) -> Iterator[dict[str, Any]]:
@@ -49,9 +49,23 @@ def _records(settings: Iterable[Setting]) -> Iterator[Record]:
         yield from (*setting.ok, *setting.failed)
 
 
-def _largest(measured: Iterable[Any], key: str) -> float | None:
-    values = [ceiling.get(key) for ceiling in measured]
-    return max((v for v in values if isinstance(v, int | float) and 0 < v < 1e30), default=None)
+def _fastest(measured: Iterable[Any], key: str) -> Any:
+    """Returns what holds the largest rate; None where none is known."""
+    return max((ceiling for ceiling in measured if _rate(ceiling, key)), key=lambda c: _rate(c, key) or 0, default=None)
+
+
+def _rate(ceiling: Any, key: str) -> float | None:
+    rate = (ceiling or {}).get(key)
+    return rate if isinstance(rate, int | float) and 0 < rate < 1e30 else None
+
+
+def _how(measured: Sequence[Any]) -> str | None:
+    """Returns how the largest rates were measured, of two records the part of each; or why there are none."""
+    found = [c for key in (FLOPS, BYTES) if (c := _fastest(measured, key))] or measured
+    words = list(dict.fromkeys(how for c in found if isinstance(how := c.get("how"), str)))
+    if len(words) < 2 or found is measured:
+        return next(iter(words), None)
+    return f"{words[0].partition('; ')[0]}; {words[1].rpartition('; ')[2]}"  # as vitcmp.worker joins them
 
 
 def _host_facts(record: Record) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vitcmp.report.packing import packed
+
 # In the order in which they run: the ground, the libraries, what the sections share, the sections.
 SCRIPTS = (
     "core.js",
@@ -44,7 +46,7 @@ def render_html(payload: Mapping[str, Any]) -> str:
     """Returns the page. `payload` is what `vitcmp.report.payload.make_payload` returns."""
     parts = {
         "styles": "\n".join(_read(name) for name in STYLES),
-        "payload": _json(payload),
+        "payload": _json(packed(payload)),
         "lab-images": _json(_lab_images()),
         "scripts": "\n".join(_script(name) for name in SCRIPTS),
     }
@@ -64,7 +66,7 @@ def _script(name: str) -> str:
     text = _read(name)
     if re.search("</script|<!--", text, re.IGNORECASE):
         raise ValueError(f"{name} has what ends the script that it is put into, or hides its end")
-    return f"// {html.escape(name)}\n{text}"
+    return f"<script>\n// {html.escape(name)}\n{text}</script>"  # its own, so that one that is broken stops no other
 
 
 def _json(value: Any) -> str:

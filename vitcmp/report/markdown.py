@@ -37,6 +37,7 @@ HEAD = (
     "outputs",
 )
 BLOCK = re.compile(r"<!-- results: begin ?(?P<folder>[^ ]*) -->\n(?P<body>.*?)<!-- results: end -->", re.DOTALL)
+ESCAPES = {c: f"&#{ord(c)};" for c in "&<|`[*"}
 # The flags of a sweep, by what they are called in a case.
 AXES = {
     "models": "model",
@@ -64,6 +65,7 @@ def results_table(records: Sequence[Record]) -> str:
 
     Only records of the newest method version are in it. Raises ValueError where nothing has been measured.
     """
+    records = [harmless(record) for record in records]
     settings = settings_of(records)
     if not any(setting.latency for setting in settings):
         raise ValueError("no record holds a measurement: there is nothing to show")
@@ -74,6 +76,15 @@ def results_table(records: Sequence[Record]) -> str:
     commands = "\n".join(sweep_commands(settings))
     facts = "\n".join(f"- {fact}" for fact in (*_facts(records), *notes))
     return "\n\n".join([*parts, facts, f"The command that asks for these cases:\n\n```\n{commands}\n```"]) + "\n"
+
+
+def harmless(value: Any) -> Any:
+    """Returns the value with all texts in it as a page may have them: no tag, no link, no end of a cell or of code."""
+    if isinstance(value, str):
+        return "".join(ESCAPES.get(c, c) if c.isprintable() else " " for c in value)
+    if isinstance(value, dict):
+        return {harmless(key): harmless(item) for key, item in value.items()}
+    return value
 
 
 def _title(settings: Sequence[Setting]) -> str:
@@ -197,7 +208,7 @@ def _flags(settings: Sequence[Setting]) -> list[str]:
     """Returns the flags that differ from the first preset with this cap of sampling."""
     case = settings[0].case
     grids = {name: get_preset(name, case["platform"]) for name in PRESETS}
-    preset = next((name for name in PRESETS if grids[name].max_sampling_s == case["max_sampling_s"]), PRESETS[0])
+    preset = next((name for name in PRESETS if grids[name].max_sampling_s == case.get("max_sampling_s")), PRESETS[0])
     backends = list(dict.fromkeys(setting.case["backend"] for setting in settings))
     flags = {"backend": backends, "preset": [] if preset == PRESETS[0] else [preset]}
     flags |= {axis: _changed(axis, settings, grids[preset], backends) for axis in AXES}
@@ -213,7 +224,7 @@ def _changed(axis: str, settings: Sequence[Setting], preset: Grid, backends: Seq
     seen = list(dict.fromkeys(str(value) for value in values if value is not None))
     offered: Any = getattr(preset, axis)
     if isinstance(offered, dict):
-        offered = [value for backend in backends for value in offered[backend]]
+        offered = [value for backend in backends for value in offered.get(backend, ())]
     return [] if not seen or set(seen) == set(map(str, offered)) else seen
 
 

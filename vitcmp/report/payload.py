@@ -13,22 +13,22 @@ from vitcmp.records import Record
 from vitcmp.report.crossovers import crossings_of
 from vitcmp.report.facts import ceilings_of, environments_of
 from vitcmp.report.knobs import effects_of
-from vitcmp.report.reading import Source
+from vitcmp.report.reading import Source, source_of
 from vitcmp.report.rows import NUMBERS, TEXTS, Row, device_label, setting_row
 from vitcmp.report.summary import Setting, comparisons_of, settings_of
+from vitcmp.report.words import first_of
 from vitcmp.stats import Estimate, verdict
 
 TITLE = "vitcmp: which vision backbone?"
 MAX_FAULTS = 20
-MANY_ROWS = 10_000  # a page of more is some megabytes
 BEST_OF_ANY = "best of any"
 OF_JAX = {"slower": "JAX faster", "faster": "torch faster"}  # said of torch's time over JAX's
 Payload = dict[str, Any]
 
 
 def make_payload(records: Iterable[Record], *, name: str = "results", title: str = TITLE) -> Payload:
-    """Returns the payload of the good records of one folder, called `name`."""
-    return payload_of([Source(name, list(records))], title=title)
+    """Returns the payload of the records of one folder, called `name`; those that cannot be shown are left out."""
+    return payload_of([source_of(name, records)], title=title)
 
 
 def payload_of(sources: Sequence[Source], *, title: str = TITLE) -> Payload:
@@ -101,13 +101,13 @@ def _source(source: Source, kept: Sequence[Record], *, newest: int) -> Row:
         "name": source.name,
         "num_records": len(kept) + len(source.article),
         "left_out": source.num_left_out + num_old,
-        "faults": [*notes, *source.faults][:MAX_FAULTS],
+        "faults": first_of([*notes, *source.faults], MAX_FAULTS),
     }
 
 
 def _columns(rows: Sequence[Row]) -> Row:
     columns: Row = {name: _coded([row.get(name) for row in rows]) for name in TEXTS}
-    return columns | {name: _numbers([row.get(name) for row in rows]) for name in NUMBERS}
+    return columns | {name: [row.get(name) for row in rows] for name in NUMBERS}
 
 
 def rows_of(payload: Payload) -> list[Row]:
@@ -118,12 +118,6 @@ def rows_of(payload: Payload) -> list[Row]:
 
 def _decoded(column: Any) -> list[Any]:
     return [column["values"][i] for i in column["index"]] if isinstance(column, dict) else column
-
-
-def _numbers(values: list[Any]) -> Any:
-    """Returns the numbers; where they are many and few of them differ, as texts are, which is a third of the bytes."""
-    is_long = len(values) > MANY_ROWS and len(set(values)) < len(values) / 10
-    return _coded(values) if is_long else values
 
 
 def _coded(values: Sequence[Any]) -> Row:

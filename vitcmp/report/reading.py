@@ -12,6 +12,7 @@ from typing import Any
 from vitcmp.records import SCHEMA, Record, validate_record
 from vitcmp.report.article import article_row, is_article_row
 from vitcmp.report.rows import Row
+from vitcmp.report.words import plural
 from vitcmp.specs import parse_image_size
 
 ARTICLE_FILE = "results.json"  # as the article's code calls it
@@ -22,10 +23,13 @@ CASE_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("attention", "compile", "layout", "batch_norm", "framework_version"), TEXT + UNKNOWN),
     "batch_size": WHOLE,
     "num_threads": WHOLE + UNKNOWN,
+    "max_sampling_s": (int, float, *UNKNOWN),
     "spec": (dict,),
 }
+IDENTITY = "method_version", "case_id", "run", "started_at", "ended_at", "status"
+HOST_TEXTS = "python", "os", "cpu", "vitcmp", "numpy", "commit"
 LARGEST_SIZE = 10**6
-LARGEST = 1e30  # of any number: what is more is no time, no memory and no FLOPs
+SMALLEST, LARGEST = 1e-30, 1e30  # of any number: what is beyond is no time, no memory and no FLOPs
 
 
 @dataclasses.dataclass
@@ -37,6 +41,7 @@ class Source:
     article: list[Row] = dataclasses.field(default_factory=list)
     faults: list[str] = dataclasses.field(default_factory=list)
     num_left_out: int = 0
+    cases: dict[tuple[int, str], Any] = dataclasses.field(default_factory=dict)  # by method version and case id
 
     def leave_out(self, where: str, why: str) -> None:
         self.faults.append(f"{where}: {why}")
@@ -46,6 +51,7 @@ class Source:
 def read_sources(words: Sequence[str]) -> list[Source]:
     """Reads folders and files, sorted by their names; each source is called by its base name.
 
+    A record that was read before, in the same source or in an earlier one, is left out.
     Raises one ValueError for all that are not there, for folders without records, and where nothing can be shown.
     """
     if not words:
@@ -57,6 +63,7 @@ def read_sources(words: Sequence[str]) -> list[Source]:
     for i, source in enumerate(sources):
         same = sum(_name(path) == source.name for path in paths[:i])
         source.name += f" ({same + 1})" * (same > 0)
+    _drop_repeats(sources)
     if not any(source.records or source.article for source in sources):
         faults = [fault for source in sources for fault in source.faults[:3]]
         raise ValueError("\n".join(["no record can be shown", *faults]))
@@ -68,10 +75,21 @@ def read_source(path: Path) -> Source:
     source = Source(_name(path))
     for file in _files(path):
         where = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        if not file.is_file():
+            source.leave_out(where, "is no file that can be read")
+            continue
         try:
             _read(file, where, source)
         except OSError as error:
             source.leave_out(where, f"cannot be read: {error.strerror}")
+    return source
+
+
+def source_of(name: str, records: Iterable[Record]) -> Source:
+    """Returns records that are valid, as those of a sweep, without those that a report cannot show."""
+    source = Source(name)
+    for record in records:
+        _add(record, f"case {record['case_id'][:12]}, run {record['run']}", source)
     return source
 
 
@@ -91,6 +109,21 @@ def why_unfit(record: Record) -> str | None:
     return f"{bad} is not a plausible number" if bad else _why_odd(record)
 
 
+def _drop_repeats(sources: Sequence[Source]) -> None:
+    """Leaves out what was read before: a folder beside its copy, or beside one in it, is not a second machine."""
+    seen: set[tuple[Any, ...]] = set()
+    for source in sources:
+        records, source.records = source.records, []
+        for record in records:
+            identity = tuple(record[key] for key in IDENTITY)
+            if identity not in seen:
+                source.records.append(record)
+            seen.add(identity)
+        if num_repeats := len(records) - len(source.records):
+            source.faults.append(f"{plural(num_repeats, 'record')} left out: the same were read before")
+            source.num_left_out += num_repeats
+
+
 def _name(path: Path) -> str:
     return path.name or "records" if not path.is_file() else f"{path.parent.name}/{path.name}"
 
@@ -98,13 +131,15 @@ def _name(path: Path) -> str:
 def _why_unreadable(path: Path) -> str | None:
     if not path.exists():
         return f"{path} is not there"
+    if not (path.is_dir() or path.is_file()):
+        return f"{path} is neither a folder nor a file"
     return None if _files(path) else f"{path} holds no records: there is no *.jsonl and no {ARTICLE_FILE} in it"
 
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    return sorted(file for file in (*path.rglob("*.jsonl"), *path.glob(ARTICLE_FILE)) if file.is_file())
+    return sorted(file for file in (*path.rglob("*.jsonl"), *path.glob(ARTICLE_FILE)) if not file.is_dir())
 
 
 def _read(file: Path, where: str, source: Source) -> None:
@@ -156,7 +191,7 @@ def _sort_in(value: Any, where: str, source: Source) -> None:
     elif fault := _why_invalid(value):
         source.leave_out(where, fault)
     else:
-        source.records.append(value)
+        _add(value, where, source)
 
 
 def _why_invalid(value: Any) -> str | None:
@@ -164,7 +199,22 @@ def _why_invalid(value: Any) -> str | None:
         faults = validate_record(value)
     except RecursionError:
         return "nested too deep to be read"
-    return "; ".join(faults[:3]) + "; ..." * (len(faults) > 3) if faults else why_unfit(value)
+    return "; ".join(faults[:3]) + "; ..." * (len(faults) > 3) if faults else None
+
+
+def _add(record: Record, where: str, source: Source) -> None:
+    """Adds a valid record, or says why it cannot be shown."""
+    if fault := why_unfit(record) or _why_unlike(record, source):
+        source.leave_out(where, fault)
+    else:
+        source.records.append(record)
+
+
+def _why_unlike(record: Record, source: Source) -> str | None:
+    """Returns why the record cannot stand beside those before it: its runs would be pooled with another case's."""
+    key = record["method_version"], record["case_id"]
+    is_alike = source.cases.setdefault(key, record["case"]) == record["case"]
+    return None if is_alike else "its case is not that of the record before it with the same case_id"
 
 
 def _numbers(record: Record) -> Iterator[tuple[str, Any]]:
@@ -173,8 +223,11 @@ def _numbers(record: Record) -> Iterator[tuple[str, Any]]:
         yield f"flops.{key}", (record["flops"] or {}).get(key)
     for key in ("latency", "throughput"):
         for name in ("wall_s", "cpu_s"):
-            yield f"{key}.{name}", max((record[key] or {}).get(name) or [1])
-    yield "throughput.calls_per_sample", (record["throughput"] or {"calls_per_sample": 1})["calls_per_sample"]
+            values = (record[key] or {}).get(name) or [1]
+            yield from ((f"{key}.{name}", end) for end in (min(values), max(values)))
+    yield "throughput.calls_per_sample", (record["throughput"] or {"calls_per_sample": 1})["calls_per_sample"] or -1
+    for key in ("environment", "device"):
+        yield f"{key}.memory_bytes", (record[key] or {}).get("memory_bytes")
     share = (record["contention"] or {}).get("others_cpu_share")
     yield "contention.others_cpu_share", None if share == 0 else share
     for name, value in (record["memory"] or {}).items():
@@ -184,7 +237,7 @@ def _numbers(record: Record) -> Iterator[tuple[str, Any]]:
 
 def _is_plausible(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value is None or (is_number and 0 < value < LARGEST)
+    return value is None or (is_number and SMALLEST < value < LARGEST)
 
 
 def _are_small(values: Any) -> bool:
@@ -196,14 +249,19 @@ def _are_small(values: Any) -> bool:
 
 
 def _why_odd(record: Record) -> str | None:
-    """Returns what in the outputs, the error or the device is not of the kind that is read from there."""
-    outputs, error, device = (record[key] or {} for key in ("outputs", "error", "device"))
+    """Returns what in the outputs, the texts or the versions is not of the kind that is read from there."""
+    outputs, error, device, host = (record[key] or {} for key in ("outputs", "error", "device", "environment"))
     for key in ("logits", "pre_logits"):
         values = outputs.get(key)
         if values is not None and not _are_small(values):
             return f"outputs.{key} is no list of numbers"
     if outputs.get("loss") is not None and not _are_small([outputs["loss"]]):
         return "outputs.loss is no number"
-    if not all(isinstance(error.get(key), str | None) for key in ("type", "message")):
-        return "error holds no text"
-    return None if isinstance(device.get("versions"), dict | None) else "device.versions is no object"
+    texts = [("error", error, ("type", "message")), ("environment", host, HOST_TEXTS)]
+    texts += [("device", device, ("platform", "name")), ("case.spec", record["case"]["spec"], ("family",))]
+    for place, values, keys in texts:
+        if odd := next((key for key in keys if not isinstance(values.get(key), str | None)), None):
+            return f"{place}.{odd} is no text"
+    versions = device.get("versions") or {}
+    are_texts = isinstance(versions, dict) and all(isinstance(value, str) for value in versions.values())
+    return None if are_texts else "device.versions is no object of texts"

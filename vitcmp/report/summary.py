@@ -179,7 +179,7 @@ def by_keys(settings: Iterable[Setting], *keys: str) -> list[list[Setting]]:
     """Splits settings into lists that agree in the keys of their cases, in order."""
     groups: dict[tuple[Any, ...], list[Setting]] = {}
     for setting in settings:
-        groups.setdefault(tuple(setting.case[key] for key in keys), []).append(setting)
+        groups.setdefault(tuple(setting.case.get(key) for key in keys), []).append(setting)
     return list(groups.values())
 
 

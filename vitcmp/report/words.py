@@ -63,6 +63,12 @@ def plural(count: int, word: str) -> str:
     return f"{count} {word}{'s' * (count != 1)}"
 
 
+def first_of(lines: Sequence[str], most: int) -> list[str]:
+    """Returns the first lines, and how many more there are."""
+    more = len(lines) - most
+    return [*lines[:most], *([f"and {more} more"] if more > 0 else [])]
+
+
 def marks_notes(settings: Iterable[Setting]) -> list[str]:
     """Explains the marks that the settings carry."""
     settings = list(settings)

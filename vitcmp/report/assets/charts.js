@@ -47,6 +47,12 @@
     for (const place of views) if (place.isStale && root.contains(place.body)) redraw(place);
   }
 
+  /** Draws what waits above a section, which would else push it away from a reader who was led to it. */
+  function drawAbove(part) {
+    const isAbove = ({ body }) => part.compareDocumentPosition(body) & Node.DOCUMENT_POSITION_PRECEDING;
+    for (const place of views) if (place.isStale && isAbove(place)) redraw(place);
+  }
+
   addEventListener("beforeprint", () => drawAll());
 
   // Axes.
@@ -54,6 +60,7 @@
   /** Returns the axis of image sizes: ticks at the sizes that were measured, as many as fit. */
   function sizeAxis(sizes, width, type) {
     const [low, high] = d3.extent(sizes);
+    const isSquare = sizes.every(Number.isInteger);
     const domain = type === "log" ? [low / 1.07, high * 1.07] : [Math.max(0, low - 0.04 * high), high * 1.04];
     const scale = (type === "log" ? d3.scaleLog() : d3.scaleLinear())
       .domain(domain)
@@ -63,7 +70,7 @@
       domain,
       ticks: apart(sizes, scale, 30),
       tickFormat: vitcmp.px,
-      label: "image side, px",
+      label: isSquare ? "image side, px" : "image side, px (of a square of equal area)",
     };
   }
 
@@ -186,7 +193,8 @@
   function strip(failures, { width, x }) {
     if (!failures.length) return null;
     const keys = vitcmp.distinct(failures, "key");
-    const names = keys.map((key) => failures.find((failure) => failure.key === key));
+    const row = Math.max(7, Math.min(15, 240 / keys.length)); // of many, the tips tell the names
+    const names = row < 10 ? [] : keys.map((key) => failures.find((failure) => failure.key === key));
     const marks = [
       Plot.ruleY(keys, { stroke: "var(--line)" }),
       Plot.text(names, {
@@ -195,15 +203,15 @@
         frameAnchor: "left",
         textAnchor: "end",
         dx: -5,
-        fontSize: 9.5,
+        fontSize: 8.5,
         fill: "var(--soft)",
-        textOverflow: "ellipsis-end",
-        lineWidth: 7.2,
+        textOverflow: "ellipsis-middle", // at the end stands the framework
+        lineWidth: 5.8, // some fonts are a sixth wider than Plot takes them for
       }),
       Plot.dot(failures, {
         x: "x",
         y: "key",
-        r: 4,
+        r: Math.min(4, row / 2.2),
         stroke: (f) => (f.status === "unsupported" ? "var(--soft)" : "var(--warn)"),
         symbol: (f) => vitcmp.STATUSES[f.status].symbol,
         strokeWidth: (f) => (f.isPartly ? 0.9 : 2),
@@ -226,7 +234,7 @@
     const y = { type: "band", domain: keys, axis: null };
     return plot({
       width,
-      height: keys.length * 15 + 6,
+      height: keys.length * row + 6,
       marginTop: 3,
       marginBottom: 3,
       x: { ...x, axis: null },
@@ -361,6 +369,7 @@
     unknown,
     view,
     drawAll,
+    drawAbove,
     sizeAxis,
     valueAxis,
     series,

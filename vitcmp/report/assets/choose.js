@@ -13,7 +13,7 @@ vitcmp.section("choose", (root, payload) => {
   const MEMORIES = ["activations", "process"];
   const NOTE =
     "Large and joined: the Pareto front, which nothing measured beats in both. Small: beaten; faint: over budget. " +
-    "Each model is named at its fastest setting.";
+    "A model is named at its fastest setting, where there is room.";
   const isBudget = (text) => Number(text) > 0;
 
   vitcmp.share(payload);
@@ -66,18 +66,25 @@ vitcmp.section("choose", (root, payload) => {
   vitcmp.view(root, ["device", "mode", "batch", "backend", "numerics", "vitdet", "off", ...own], draw);
 
   function draw(width) {
-    const here = vitcmp
-      .chosen(payload)
-      .filter((row) => row.image_size === state.get("choose.size") && vitcmp.isTimed(row));
-    if (!here.length) return vitcmp.nothing(payload);
+    const all = vitcmp.chosen(payload).filter((row) => row.image_size === state.get("choose.size"));
+    const here = all.filter(vitcmp.isTimed);
+    if (!here.length) return [vitcmp.nothing(payload), lost(all)];
     const fitting = here.filter(fits);
     const cost = COSTS[state.get("choose.cost")];
     const front = pareto(fitting, cost);
     return [
       element("p", { class: "answer", "aria-live": "polite" }, sentence(here, fitting)),
+      lost(all),
       chart(here, new Set(fitting), front, cost, width),
       table(front),
     ];
+  }
+
+  /** Names the models of which nothing ran at this size, and why not. */
+  function lost(all) {
+    const groups = [...vitcmp.best(all, (row) => row.model).values()].filter(({ row }) => !row);
+    const texts = groups.map(({ failed }) => `${name(failed[0])} (${vitcmp.failures(failed)})`);
+    return texts.length ? element("p", { class: "note" }, `Did not run at this size: ${texts.join("; ")}.`) : null;
   }
 
   /** Says whether a row keeps to the budgets; a memory that is unknown keeps to none. */
@@ -184,34 +191,45 @@ vitcmp.section("choose", (root, payload) => {
     return [Plot.line(ordered, { x: "x", y: "y", ...look }), vitcmp.dots(points, 6)];
   }
 
-  /** Names each model at its fastest point, but where the name would cover another one's. */
+  // Where a name may stand beside its point: [right of it or left of it, pixels below it].
+  const PLACES = [0, -13, 13, -26, 26, -39, 39].flatMap((dy) => [1, -1].map((side) => [side, dy]));
+
+  /** Names each model at its fastest point, where there is room for the name, and covers no other name with it. */
   function labels(points, { x, y }, width) {
     const across = d3.scaleLog(x.domain, [vitcmp.MARGIN.left, width - vitcmp.MARGIN.right]);
     const down = d3.scaleLog(y.domain, [302, 22]);
-    const kept = [];
+    const spot = (point) => ({ left: across(point.x) - 4, right: across(point.x) + 4, at: down(point.y), half: 4 });
+    const [taken, kept] = [points.map(spot), []];
     for (const [, group] of d3.groups(points, (point) => point.key)) {
       const point = d3.least(group, ({ y: ms }) => ms);
-      const isFree = (other) =>
-        Math.abs(across(other.x) - across(point.x)) > 90 || Math.abs(down(other.y) - down(point.y)) > 14;
-      if (kept.every(isFree)) kept.push(point);
+      const text = shortened(name(point.row));
+      const boxes = PLACES.map((place) => boxOf(spot(point), text, place));
+      const isInside = (box) => box.left > vitcmp.MARGIN.left && box.right < width && box.at > 10 && box.at < 296;
+      const box = boxes.find((one) => isInside(one) && taken.every((other) => !covers(one, other)));
+      if (box) kept.push({ ...point, text, place: box.place });
+      if (box) taken.push(box);
     }
-    const isRight = ({ x: cost }) => across(cost) > 0.8 * width;
-    const look = {
-      x: "x",
-      y: "y",
-      text: (point) => name(point.row),
-      dy: -12,
-      fontSize: 11,
-      fill: "var(--ink)",
-      stroke: "var(--paper)",
-    };
-    return [false, true].map((is) => {
-      const side = is ? { dx: -8, textAnchor: "end" } : { dx: 8, textAnchor: "start" };
-      return Plot.text(
-        kept.filter((point) => isRight(point) === is),
-        { ...look, ...side },
-      );
-    });
+    return d3.groups(kept, ({ place }) => place).map(([place, group]) => named(group, place));
+  }
+
+  function shortened(text) {
+    return text.length > 28 ? `${text.slice(0, 27)}…` : text;
+  }
+
+  function boxOf({ left, right, at }, text, place) {
+    const [side, dy] = place;
+    const size = 6.6 * text.length + 6; // of letters 11 px high
+    const [from, to] = side > 0 ? [right, right + size] : [left - size, left];
+    return { left: from, right: to, at: at + dy, half: 7, place };
+  }
+
+  function covers(a, b) {
+    return a.left < b.right && b.left < a.right && Math.abs(a.at - b.at) < a.half + b.half;
+  }
+
+  function named(group, [side, dy]) {
+    const look = { text: "text", fontSize: 11, fill: "var(--ink)", stroke: "var(--paper)" };
+    return Plot.text(group, { x: "x", y: "y", ...look, dx: 9 * side, dy, textAnchor: side > 0 ? "start" : "end" });
   }
 
   function budgets({ x, y }) {

@@ -17,6 +17,7 @@
   };
   const UNDER_COUNTED = " The article's FLOPs (dashed) are under-counted: its counter leaves out attention.";
   const caches = new WeakMap();
+  const formatters = [];
 
   /** Returns what `make()` gave the first time for this payload and name. */
   function cached(payload, name, make) {
@@ -130,7 +131,13 @@
     if (value === null || value === undefined || !Number.isFinite(value)) return "–";
     const size = Number(Math.abs(like).toPrecision(digits));
     const decimals = size > 0 ? Math.min(12, Math.max(0, digits - 1 - Math.floor(Math.log10(size)))) : 0;
-    return value.toLocaleString("en", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+    return formatter(decimals).format(value);
+  }
+
+  /** Returns the format of so many decimals: made once, because making one takes far longer than using it. */
+  function formatter(decimals) {
+    const digits = { minimumFractionDigits: decimals, maximumFractionDigits: decimals };
+    return (formatters[decimals] ??= new Intl.NumberFormat("en", digits));
   }
 
   /** Says a length of an image's side. */
@@ -158,7 +165,7 @@
   }
 
   function plural(count, word) {
-    return `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+    return `${formatter(0).format(count)} ${word}${count === 1 ? "" : "s"}`;
   }
 
   function list(words) {

@@ -129,7 +129,7 @@
     node.dataset.model = model.name;
     const label = element("label", { class: "check", title: model.name }, node, swatch(model), model.label);
     const show = () => {
-      node.checked = !hidden().has(model.name);
+      node.checked = !hidden().has(word(model.name));
       label.hidden = model.family === "vitdet" && state.get("vitdet") === "0";
     };
     state.onChange(SHOWN, show);
@@ -138,20 +138,25 @@
   }
 
   function hidden() {
-    return new Set(state.get("off").split(" ").filter(Boolean)); // no name of a model has a space in it
+    return new Set(state.get("off").split(" ").filter(Boolean));
+  }
+
+  /** Returns a model's name as one word, which is what stands between the blanks of `off`. */
+  function word(name) {
+    return name.replace(/[\s%]/g, encodeURIComponent);
   }
 
   function turn(name, isShown) {
     const names = hidden();
-    if (isShown) names.delete(name);
-    else names.add(name);
+    if (isShown) names.delete(word(name));
+    else names.add(word(name));
     state.set("off", [...names].sort().join(" "));
   }
 
   /** Says whether a model is switched on. */
   function isShown(payload, name) {
     const isLeftOut = models(payload).get(name)?.family === "vitdet" && state.get("vitdet") === "0";
-    return !isLeftOut && !hidden().has(name);
+    return !isLeftOut && !hidden().has(word(name));
   }
 
   /** Draws a model's symbol in its colour, as in the charts. */

@@ -90,10 +90,49 @@ const vitcmp = (() => {
     notify([...settings.keys()].filter((name) => state.get(name) !== before.get(name)));
   }
 
+  /** Undoes vitcmp/report/packing.py: gives tables as lists of objects, and the settings as plain columns. */
+  function unpack(payload) {
+    const columns = Object.entries(payload.settings).map(([name, column]) => [name, plain(column)]);
+    const tables = Object.entries(payload).map(([name, value]) => [name, value?.columns ? objects(value) : value]);
+    return { ...Object.fromEntries(tables), settings: Object.fromEntries(columns) };
+  }
+
+  function plain(column) {
+    if (Array.isArray(column)) return column;
+    if (column.runs) return column.runs.flatMap((value, i) => Array(column.lengths[i]).fill(value));
+    if (column.index) return column.index.map((i) => column.values[i]);
+    const known = objects(column).values();
+    return plain(column.has).map((has) => (has ? known.next().value : null));
+  }
+
+  function objects({ count, columns }) {
+    const named = Object.entries(columns).map(([name, column]) => [name, plain(column)]);
+    return Array.from({ length: count }, (_, i) => Object.fromEntries(named.map(([name, list]) => [name, list[i]])));
+  }
+
+  /** Says where a section would be whose script did not run. */
+  function missing() {
+    const made = new Set(sections.map(({ id }) => id));
+    const text = "This part could not be drawn: its script did not run.";
+    for (const root of document.querySelectorAll("main > section")) {
+      if (!made.has(root.id)) root.append(element("p", { class: "warning", role: "alert" }, text));
+    }
+  }
+
+  /** Leads to the section that the address names: the browser did so while the page was empty. */
+  function lead(part) {
+    if (!part) return;
+    vitcmp.drawAbove?.(part);
+    part.scrollIntoView({ behavior: "instant" });
+  }
+
   function start() {
     values = isAnchor() ? {} : readAddress();
-    const payload = JSON.parse(document.getElementById("payload").textContent);
+    const payload = unpack(JSON.parse(document.getElementById("payload").textContent));
+    document.title = payload.title;
     for (const part of sections) open(part, payload);
+    missing();
+    if (isAnchor()) lead(document.getElementById(location.hash.slice(1)));
     addEventListener("hashchange", followAddress);
     document.documentElement.dataset.ready = "true"; // what tests wait for
   }

@@ -4,6 +4,8 @@
 vitcmp.section("crossovers", (root, payload) => {
   const { state, element } = vitcmp;
   const ANY = "all";
+  const MAX_BARS = 40;
+  const NOWHERE = { "not separable": "not to be told", "too few sizes": "too few sizes" };
 
   vitcmp.share(payload);
   const models = [...vitcmp.models(payload).keys()];
@@ -77,9 +79,9 @@ vitcmp.section("crossovers", (root, payload) => {
       case "crosses":
         return `${label(c.a)} overtakes ${label(c.b)} between ${ends(c).join(" and ")} px`;
       case "a faster throughout":
-        return `no crossing in the measured range: ${label(c.a)} is faster at every size`;
+        return `no crossing in the measured range: ${label(c.a)} is faster at every measured size`;
       case "b faster throughout":
-        return `no crossing in the measured range: ${label(c.b)} is faster at every size`;
+        return `no crossing in the measured range: ${label(c.b)} is faster at every measured size`;
       case "not separable":
         return "not to be told in the measured range: their intervals overlap, or differ by less than 3 %";
       default:
@@ -99,6 +101,7 @@ vitcmp.section("crossovers", (root, payload) => {
   function chart(crossing, width) {
     const points = d3
       .sort(crossing, (c) => c.low_px)
+      .slice(0, MAX_BARS)
       .map((c, i) => ({
         ...c,
         key: `${i}`,
@@ -132,8 +135,10 @@ vitcmp.section("crossovers", (root, payload) => {
       vitcmp.tip(points),
     ];
     const svg = vitcmp.plot({ width, height: points.length * 34 + 50, marginTop: 8, marginLeft: 14, x, y, marks });
+    const rest = `The first ${MAX_BARS} of ${crossing.length} pairs: the table has all, and “Pairs with” chooses.`;
     const note =
-      "The bar is the interval of the size; the symbol is that of the model which is the faster one above it.";
+      "The bar is the interval of the size; the symbol is that of the model which is the faster one above it." +
+      (crossing.length > MAX_BARS ? ` ${rest}` : "");
     return vitcmp.figure({ title: "Where one model overtakes another", note, svg, points, className: "wide" });
   }
 
@@ -150,7 +155,8 @@ vitcmp.section("crossovers", (root, payload) => {
       },
       {
         title: "Overtakes at, px",
-        text: (c) => (c.status === "crosses" ? ends(c).join(" to ") : "not in the measured range"),
+        text: (c) =>
+          c.status === "crosses" ? ends(c).join(" to ") : (NOWHERE[c.status] ?? "not in the measured range"),
         isNumber: true,
       },
       { title: "In words", text: words },

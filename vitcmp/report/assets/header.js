@@ -10,16 +10,23 @@ vitcmp.section("top", (root, payload) => {
     "Is JAX or PyTorch faster, and is it the same model? ";
 
   vitcmp.share(payload);
-  root.append(element("h1", {}, payload.title), measured(), answers(), contents(), sources());
+  root.append(
+    ...[element("h1", {}, payload.title), measured(), answers(), contents(), sources()].filter(Boolean),
+  );
 
   function measured() {
     const timed = vitcmp.plural(ours.filter(vitcmp.isTimed).length, "setting");
     const models = vitcmp.plural(vitcmp.distinct(ours, "model").length, "model");
     const devices = vitcmp.list(vitcmp.distinct(ours, "device"));
-    const text = `${timed} of ${models} measured on ${devices}, with ${vitcmp.list(versions())}.`;
+    const where = [devices && `on ${devices}`, versions().length && `with ${vitcmp.list(versions())}`].filter(Boolean);
+    const text = ours.length ? `${timed} of ${models} measured ${where.join(", ")}.` : nothing();
     const failed = ours.filter((row) => row.status !== "ok");
     const lost = `${vitcmp.plural(failed.length, "setting")} did not run, but are shown: ${vitcmp.failures(failed)}.`;
     return element("p", { class: "lead" }, QUESTION, text, failed.length ? ` ${lost}` : "");
+  }
+
+  function nothing() {
+    return rows.length ? "There are rows of the article's only, and none of vitcmp's." : "No record is shown.";
   }
 
   function versions() {
@@ -127,6 +134,7 @@ vitcmp.section("top", (root, payload) => {
   /** Scrolls without a word to the address, which holds the values of the controls. */
   function go(event, part, title) {
     event.preventDefault();
+    vitcmp.drawAbove(part);
     part.scrollIntoView();
     title.focus({ preventScroll: true });
   }
@@ -134,7 +142,7 @@ vitcmp.section("top", (root, payload) => {
   function sources() {
     const numLost = d3.sum(payload.sources, (source) => source.left_out);
     const lost = numLost ? `, ${vitcmp.plural(numLost, "record")} left out` : "";
-    const title = `Sources: ${vitcmp.plural(payload.sources.length, "file")}, ${vitcmp.plural(
+    const title = `${vitcmp.plural(payload.sources.length, "source")}, ${vitcmp.plural(
       d3.sum(payload.sources, (source) => source.num_records),
       "record",
     )}${lost}`;
@@ -149,8 +157,7 @@ vitcmp.section("top", (root, payload) => {
   function source({ name, num_records: count, left_out: lost, faults }) {
     const left = lost ? `; ${vitcmp.plural(lost, "record")} left out:` : "";
     const text = `${name}: ${vitcmp.plural(count, "record")}${left}`;
-    const more = lost > faults.length && faults.length ? `and ${lost - faults.length} more` : null;
-    const list = [...faults, more].filter(Boolean).map((fault) => element("li", {}, fault));
+    const list = faults.map((fault) => element("li", {}, fault));
     return element("li", {}, text, list.length ? element("ul", { class: "note" }, ...list) : null);
   }
 });

@@ -53,8 +53,10 @@ vitcmp.section("speed", (root, payload) => {
     if (!sizes.length) return vitcmp.unknown(title, "Unknown for all of these.");
     const x = vitcmp.sizeAxis(sizes, width, state.get("speed.x"));
     const ends = points.flatMap((point) => [point.y, point.low, point.high]);
-    const y = vitcmp.valueAxis(ends, state.get("speed.y"), metric.unit);
-    const svg = vitcmp.plot({ width, height: name === "throughput" ? 320 : 250, x, y, marks: vitcmp.series(points) });
+    const isEmpty = !points.length;
+    const y = isEmpty ? { domain: [0, 1], axis: null } : vitcmp.valueAxis(ends, state.get("speed.y"), metric.unit);
+    const height = isEmpty ? 70 : name === "throughput" ? 320 : 250;
+    const svg = vitcmp.plot({ width, height, x, y, marks: vitcmp.series(points) });
     const className = `${name}${name === "throughput" ? " wide" : ""}`;
     return vitcmp.figure({ title, note: note(name, all), svg, points, failures: shown, width, x, className });
   }

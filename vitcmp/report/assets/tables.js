@@ -53,8 +53,14 @@
   function cell(value) {
     if (value === null || value === undefined) return "";
     if (typeof value === "number") return String(value);
-    const text = /^[=+\-@\t\r\n]/.test(value) ? `'${value}` : String(value);
+    const text = harmless(String(value));
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  }
+
+  /** Does what vitcmp/report/csv_table.py does: texts are other people's, and marks that are not seen do not count. */
+  function harmless(value) {
+    const text = value.replace(/[\p{Cc}\p{Zl}\p{Zp}]/gu, " ").replace(/([;,]\s*)(?=[=+\-@|%＝＋－＠])/gu, "$1'");
+    return /^[\p{C}\p{Z}]*[=+\-@|%]/u.test(text.normalize("NFKC")) ? `'${text}` : text;
   }
 
   /** Hands a text to the reader as a file. */
