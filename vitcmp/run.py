@@ -23,8 +23,7 @@ from vitcmp.backend import ATTENTION, BATCH_NORM, COMPILE, LAYOUT, MODES, NUMERI
 from vitcmp.cases import PRESETS, Case, Grid, check_names, estimate_s, get_preset, interleave, make_cases
 from vitcmp.checkpoints import weights_id
 from vitcmp.records import Record, RecordStore, latest
-from vitcmp.report.output import write_html
-from vitcmp.report.payload import make_payload
+from vitcmp.report.output import write_report
 from vitcmp.report.tables import print_report
 from vitcmp.report.text import duration
 from vitcmp.runner import Interrupt, Job, ProbeError, job_log, plan_jobs, probe, run_jobs
@@ -234,20 +233,6 @@ def sweep(console: Console, plan: Plan, store: RecordStore) -> int:
             f"--budget_s={FLAGS.budget_s:g} is spent; {len(left)} cases not started. The same command goes on."
         )
     return exit_code(plan, records)
-
-
-def write_report(console: Console, records: list[Record], folder: Path) -> None:
-    """Writes report.html into the folder. One that fails costs a line on the screen: the records are what counts."""
-    path = folder / "report.html"
-    if not records:
-        return
-    try:
-        write_html(path, make_payload(records, name=folder.resolve().name))
-        console.print(f"The interactive report: {path}", highlight=False, markup=False, soft_wrap=True)
-    except Exception as error:  # noqa: BLE001
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        line = f"No report was written to {path} ({why}); the records are there, and python -m vitcmp.report reads them"
-        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def exit_code(plan: Plan, records: list[Record]) -> int:

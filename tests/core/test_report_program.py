@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import vitcmp.run
 from tests.core.fake_records import failure, record
+from vitcmp.report import output
 from vitcmp.report.markdown import results_table
 from vitcmp.report.payload import make_payload, rows_of
 
@@ -133,7 +133,7 @@ def test_help_names_the_flags(tmp_path):
 
 def swept(records, folder, **changes):
     console = Console(width=100, file=io.StringIO())
-    vitcmp.run.write_report(console, records, folder)
+    output.write_report(console, records, folder)
     return console.file.getvalue()
 
 
@@ -153,7 +153,7 @@ def test_a_report_that_fails_is_one_warning_line_and_the_old_one_stays(tmp_path,
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(vitcmp.run, "make_payload", fail)
+    monkeypatch.setattr(output, "make_payload", fail)
     text = swept([record("jax")], tmp_path)
     assert text.count("\n") == 1 and text.startswith("No report was written to ") and type(error).__name__ in text
     assert (tmp_path / "report.html").read_bytes() == before

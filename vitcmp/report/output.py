@@ -2,18 +2,15 @@
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from rich.console import Console
+
+from vitcmp.records import Record
 from vitcmp.report.html import render_html
+from vitcmp.report.payload import make_payload
 
 STANDARD_OUTPUT = "-"
-
-
-def write_html(path: Path, payload: Mapping[str, Any]) -> None:
-    """Writes the interactive report."""
-    write_text(str(path), render_html(payload))
 
 
 def write_text(out: str, text: str) -> None:
@@ -36,3 +33,17 @@ def write_text(out: str, text: str) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_report(console: Console, records: list[Record], folder: Path) -> None:
+    """Writes report.html into the folder. One that fails costs a line on the screen: the records are what counts."""
+    path = folder / "report.html"
+    if not records:
+        return
+    try:
+        write_text(str(path), render_html(make_payload(records, name=folder.resolve().name)))
+        console.print(f"The interactive report: {path}", highlight=False, markup=False, soft_wrap=True)
+    except Exception as error:  # noqa: BLE001
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        line = f"No report was written to {path} ({why}); the records are there, and python -m vitcmp.report reads them"
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
