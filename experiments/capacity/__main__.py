@@ -15,7 +15,7 @@ Exit codes: 0 all trained, 1 a run failed, 2 bad usage, 130 interrupted.
 import dataclasses
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from experiments.capacity.arms import CELLS, make_arms
 from experiments.capacity.data.recipes import resolution_notes, splits_of
+from experiments.capacity.groups import groups_of
+from experiments.capacity.output import write_report
+from experiments.capacity.pixels import store_examples
 from experiments.capacity.plan import Data, Local, Setting, make_runs
 from experiments.capacity.pool import Pool, Run, read_progress
 from experiments.capacity.schema import SCHEMA, Record, run_id, validate
@@ -105,6 +108,7 @@ def main(argv: Sequence[str]) -> int:
     records = store.load()
     print_report(records, console)
     (store.folder / "capacity.md").write_text(markdown_report(records), encoding="utf-8")
+    write_page(console, store.folder, records, local)
     if interrupt.signal_number is not None:
         console.print("Stopped. The same command goes on from here.")
         return 128 + interrupt.signal_number
@@ -227,6 +231,22 @@ def train(console: Console, groups: list[list[Run]], store: RecordStore, local: 
             completed = sum(map(cost, done.values()))
             completed += sum(cost(run) * said["step"] / said["total_steps"] for run, said in under_way)
             bar.update(task, completed=completed, count=f"{len(done)}/{len(runs)}", current=show(under_way))
+
+
+def write_page(console: Console, folder: Path, records: Sequence[Record], local: Local) -> None:
+    """Stores the pixels of some examples and writes report.html. What fails costs a line: the records are there."""
+    notes = attempt("examples are stored", lambda: store_examples(folder, groups_of(records)[0], local))
+    notes += attempt("report is written", lambda: [f"The report: {write_report(folder, records)}"])
+    for note in notes:
+        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def attempt(what: str, make: Callable[[], list[str]]) -> list[str]:
+    """Returns the lines that `make` gives, or one that says why there are none."""
+    try:
+        return make()
+    except Exception as error:  # noqa: BLE001
+        return [f"No {what} ({' '.join(f'{type(error).__name__}: {error}'.split())})"]
 
 
 def share_cpus(run: Run) -> list[list[int]]:

@@ -140,12 +140,22 @@ def gain_words(gain: Gain, metric: str = "accuracy") -> str:
     return f"{words}: {_verdict_words(gain, metric)}"
 
 
+def gain_amount(gain: Gain, metric: str = "accuracy") -> str:
+    """Returns the number alone, in points of accuracy or of loss: `+3.1 [1.9, 4.3]`."""
+    value, low, high = (_size(end, _interval_of(gain), metric) for end in _interval_of(gain))
+    return f"{'+' * (gain.value > 0)}{value} [{low}, {high}]"
+
+
 def share_words(split: Split) -> str:
     """Returns how much of the total is capacity, or why nobody can say."""
     if split.share is None:
         return f"The share that is capacity is not known: {split.why_no_share}."
-    value, low, high = (100 * end for end in split.share)
-    return f"Of the total, {value:.0f} % [{low:.0f}, {high:.0f}] is capacity, the rest resolution."
+    return f"Of the total, {share_amount(split.share)} is capacity, the rest resolution."
+
+
+def share_amount(share: Interval) -> str:
+    value, low, high = (100 * end for end in share)
+    return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
 
 
 def needs_words(gain: Gain) -> str:

@@ -1,5 +1,6 @@
 """The capacity experiment as a whole: every arm is trained, kill -9 changes no number, and faults are said early."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -51,8 +52,13 @@ def test_every_arm_is_trained_recorded_and_reported(tmp_path, backend):
     assert low < down_up == high and patch < high
     assert "down_up gains" in (tmp_path / "out" / "capacity.md").read_text()
     assert not list((tmp_path / "out" / "checkpoints").iterdir())
+    page, examples = tmp_path / "out" / "report.html", json.loads((tmp_path / "out" / "examples.json").read_text())
+    assert "Resolution or compute?" in page.read_text() and examples["pictures"]
+    assert all(name in page.read_text() for name in examples["pictures"])
+    page.unlink(), page.mkdir()
     again = run(tmp_path, f"--backend={backend}", *SMALL, "--epochs=2")
     assert again.returncode == 0 and "0 to train" in again.stdout and len(load(tmp_path)) == 4
+    assert "No report is written (IsADirectoryError: " in again.stdout
 
 
 @pytest.mark.slow

@@ -34,9 +34,17 @@ SCRIPTS = (
     "lab_pictures.js",
     "lab_view.js",
     "lab.js",
+    "capacity_common.js",
+    "capacity_charts.js",
+    "capacity_curves.js",
+    "capacity_tables.js",
+    "capacity_examples.js",
+    "capacity.js",
     "method.js",
 )
-STYLES = ("page.css", "charts.css", "vitdet.css", "lab.css")
+STYLES = ("page.css", "charts.css", "vitdet.css", "lab.css", "capacity.css")
+# What shows records of a sweep, and nothing else: on a page of the capacity experiment alone they would be empty.
+OF_A_SWEEP = ("speed", "flops", "frameworks", "knobs", "crossovers", "choose", "method")
 # What ends a script or a line in HTML or JavaScript, and halves of surrogate pairs, which UTF-8 cannot hold.
 UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 ASSETS = importlib.resources.files("vitcmp.report") / "assets"
@@ -50,10 +58,24 @@ def render_html(payload: Mapping[str, Any]) -> str:
         "lab-images": _json(_lab_images()),
         "scripts": "\n".join(_script(name) for name in SCRIPTS),
     }
-    page = _read("page.html")
+    page = _without(_read("page.html"), _absent(payload))
     for name, text in parts.items():
         before, after = page.split(f"<!-- vitcmp:{name} -->")
         page = before + text + after
+    return page
+
+
+def _absent(payload: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the sections that the page does not have."""
+    if not payload.get("capacity"):
+        return ("capacity",)
+    return () if payload["settings"]["model"]["index"] else OF_A_SWEEP
+
+
+def _without(page: str, sections: tuple[str, ...]) -> str:
+    """Returns page.html without these sections, each of which is one line of it."""
+    for name in sections:
+        page = re.sub(f'<section id="{name}".*</section>\n', "", page)
     return page
 
 

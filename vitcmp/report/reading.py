@@ -42,17 +42,19 @@ class Source:
     faults: list[str] = dataclasses.field(default_factory=list)
     num_left_out: int = 0
     cases: dict[tuple[int, str], Any] = dataclasses.field(default_factory=dict)  # by method version and case id
+    path: Path | None = None  # None where it is not from a disk
 
     def leave_out(self, where: str, why: str) -> None:
         self.faults.append(f"{where}: {why}")
         self.num_left_out += 1
 
 
-def read_sources(words: Sequence[str]) -> list[Source]:
+def read_sources(words: Sequence[str], *, may_be_empty: bool = False) -> list[Source]:
     """Reads folders and files, sorted by their names; each source is called by its base name.
 
     A record that was read before, in the same source or in an earlier one, is left out.
-    Raises one ValueError for all that are not there, for folders without records, and where nothing can be shown.
+    Raises one ValueError for all that are not there, for folders without records, and where nothing can be shown,
+    unless that may be so.
     """
     if not words:
         raise ValueError("name one or more folders of records, or files (*.jsonl, results.json)")
@@ -64,7 +66,7 @@ def read_sources(words: Sequence[str]) -> list[Source]:
         same = sum(_name(path) == source.name for path in paths[:i])
         source.name += f" ({same + 1})" * (same > 0)
     _drop_repeats(sources)
-    if not any(source.records or source.article for source in sources):
+    if not may_be_empty and not any(source.records or source.article for source in sources):
         faults = [fault for source in sources for fault in source.faults[:3]]
         raise ValueError("\n".join(["no record can be shown", *faults]))
     return sources
@@ -72,7 +74,7 @@ def read_sources(words: Sequence[str]) -> list[Source]:
 
 def read_source(path: Path) -> Source:
     """Reads one folder, or one file."""
-    source = Source(_name(path))
+    source = Source(_name(path), path=path)
     for file in _files(path):
         where = file.relative_to(path).as_posix() if path.is_dir() else file.name
         if not file.is_file():

@@ -91,6 +91,14 @@ def _file(source: bytes | Path) -> Any:
     return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
+def to_png(image: np.ndarray) -> bytes:
+    """Returns the file of a (h, w, 3) uint8 image, with one channel where all three are the same."""
+    is_grey = bool((image == image[..., :1]).all())
+    buffer = io.BytesIO()
+    _pillow().Image.fromarray(image[..., 0] if is_grey else image).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
 def _reason(error: Exception) -> str:
     if type(error).__name__ == "UnidentifiedImageError":
         return "no picture that Pillow knows"

@@ -74,6 +74,7 @@ const vitcmp = (() => {
   /** Draws one section. One that fails says so in its place and leaves the others alone. */
   function open({ id, draw }, payload) {
     const root = document.getElementById(id);
+    if (!root) return; // a page has only the sections of which it has data
     try {
       draw(root, payload);
     } catch (error) {

@@ -10,11 +10,13 @@ vitcmp.section("top", (root, payload) => {
     "Is JAX or PyTorch faster, and is it the same model? ";
 
   vitcmp.share(payload);
+  document.title = payload.title;
   root.append(
     ...[element("h1", {}, payload.title), measured(), answers(), contents(), sources()].filter(Boolean),
   );
 
   function measured() {
+    if (!rows.length && payload.capacity) return element("p", { class: "lead" }, payload.capacity.lead);
     const timed = vitcmp.plural(ours.filter(vitcmp.isTimed).length, "setting");
     const models = vitcmp.plural(vitcmp.distinct(ours, "model").length, "model");
     const devices = vitcmp.list(vitcmp.distinct(ours, "device"));
