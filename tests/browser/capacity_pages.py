@@ -4,12 +4,12 @@ import base64
 
 import numpy as np
 
+from experiments.capacity.data.images import to_png
 from experiments.capacity.examples import Examples, picture_name
 from experiments.capacity.groups import groups_of
 from experiments.capacity.kinds import KINDS, group_key, ranked, right_shares
 from experiments.capacity.output import with_capacity
 from experiments.capacity.page import TITLE
-from experiments.capacity.png import to_png
 from tests.core.fake_capacity import failure, record
 from vitcmp.report.payload import payload_of
 
