@@ -157,7 +157,8 @@ vitcmp.section("flops", (root, payload) => {
     if (!points.length) return vitcmp.unknown(title, "The bytes that a step must move are unknown for these rows.");
     const roofs = roofsOf(ceilings);
     const xs = points.map((point) => point.x);
-    const x = vitcmp.valueAxis([...xs, d3.min(xs) / 2, d3.max(xs) * 2], "log", "FLOP/byte");
+    const knees = roofs.map(knee).filter((at) => at > d3.min(xs) / 30 && at < d3.max(xs) * 30);
+    const x = vitcmp.valueAxis([...xs, ...knees, d3.min([...xs, ...knees]) / 2, d3.max(xs) * 2], "log", "FLOP/byte");
     const tops = roofs
       .flatMap((roof) => [roof.flops, roof.bytes === null ? null : roof.bytes * x.domain[0]])
       .filter(Boolean)
@@ -226,16 +227,23 @@ vitcmp.section("flops", (root, payload) => {
           dx: -3,
           dy: label.dy,
           fill: "var(--soft)",
+          stroke: "var(--paper)",
+          strokeWidth: 4,
           fontSize: 10,
         }),
       ),
     ];
   }
 
-  function corners({ flops, bytes }, x) {
+  /** Returns the FLOP/byte from which on arithmetic is the lower roof; null where only one roof is known. */
+  function knee({ flops, bytes }) {
+    return flops && bytes ? flops / bytes : null;
+  }
+
+  function corners(roof, x) {
+    const { flops, bytes } = roof;
     const height = (at) => Math.min(flops ?? Infinity, (bytes ?? Infinity) * at) / 1e9;
-    const knee = flops && bytes ? flops / bytes : null;
-    const at = [x.domain[0], knee > x.domain[0] && knee < x.domain[1] ? knee : null, x.domain[1]].filter(
+    const at = [x.domain[0], knee(roof) > x.domain[0] && knee(roof) < x.domain[1] ? knee(roof) : null, x.domain[1]].filter(
       (value) => value !== null,
     );
     return at.map((value) => ({ x: value, y: height(value) }));
