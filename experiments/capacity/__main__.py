@@ -15,7 +15,7 @@ Exit codes: 0 all trained, 1 a run failed, 2 bad usage, 130 interrupted.
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from vitcmp.backend import BACKENDS, NUMERICS, PLATFORMS, Device, require_choice
 from vitcmp.environment import num_cpus
 from vitcmp.recipe import OPTIMIZERS
 from vitcmp.records import RecordStore
+from vitcmp.report.output import attempt
 from vitcmp.resample import METHODS
 from vitcmp.runner import Interrupt, probe
 from vitcmp.usage import start
@@ -235,18 +236,14 @@ def train(console: Console, groups: list[list[Run]], store: RecordStore, local: 
 
 def write_page(console: Console, folder: Path, records: Sequence[Record], local: Local) -> None:
     """Stores the pixels of some examples and writes report.html. What fails costs a line: the records are there."""
-    notes = attempt("examples are stored", lambda: store_examples(folder, groups_of(records)[0], local))
-    notes += attempt("report is written", lambda: [f"The report: {write_report(folder, records)}"])
+    notes: list[str] = []
+    failures = {
+        "examples are stored": attempt(lambda: notes.extend(store_examples(folder, groups_of(records)[0], local))),
+        "report is written": attempt(lambda: notes.append(f"The report: {write_report(folder, records)}")),
+    }
+    notes += [f"No {what} ({why})" for what, why in failures.items() if why]
     for note in notes:
         console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-
-def attempt(what: str, make: Callable[[], list[str]]) -> list[str]:
-    """Returns the lines that `make` gives, or one that says why there are none."""
-    try:
-        return make()
-    except Exception as error:  # noqa: BLE001
-        return [f"No {what} ({' '.join(f'{type(error).__name__}: {error}'.split())})"]
 
 
 def share_cpus(run: Run) -> list[list[int]]:

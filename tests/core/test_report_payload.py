@@ -7,6 +7,7 @@ import statistics
 
 import pytest
 
+from tests.browser.payloads import NUMBERS, TEXTS
 from tests.core.fake_records import GPU, failure, record
 from vitcmp.devices import peak_bytes_per_s, peak_flops
 from vitcmp.flops import count_flops
@@ -15,15 +16,6 @@ from vitcmp.report.payload import make_payload, payload_of, rows_of
 from vitcmp.report.reading import Source
 from vitcmp.traffic import count_traffic
 
-TEXTS = (
-    "source device mode backend model family image_size numerics attention compile layout batch_norm framework_version "
-    "weights platform status message origin"
-).split()
-NUMBERS = (
-    "num_threads height width batch_size latency_s latency_low_s latency_high_s call_s call_low_s call_high_s num_runs "
-    "num_calls params image_flops step_flops parameters_bytes activation_peak_bytes process_peak_bytes peak_share "
-    "others_cpu_share traffic_bytes is_converged is_contended"
-).split()
 RATIO = {"value", "low", "high", "verdict"}
 
 

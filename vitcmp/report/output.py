@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -40,10 +41,17 @@ def write_report(console: Console, records: list[Record], folder: Path) -> None:
     path = folder / "report.html"
     if not records:
         return
+    failure = attempt(lambda: write_text(str(path), render_html(make_payload(records, name=folder.resolve().name))))
+    line = f"The interactive report: {path}"
+    if failure:
+        line = f"No report was written to {path} ({failure}); the records are there: python -m vitcmp.report reads them"
+    console.print(line, style="yellow" if failure else None, highlight=False, markup=False, soft_wrap=True)
+
+
+def attempt(make: Callable[[], object]) -> str | None:
+    """Calls `make`, and returns in one line why it failed: a report that does must not cost what was measured."""
     try:
-        write_text(str(path), render_html(make_payload(records, name=folder.resolve().name)))
-        console.print(f"The interactive report: {path}", highlight=False, markup=False, soft_wrap=True)
+        make()
     except Exception as error:  # noqa: BLE001
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        line = f"No report was written to {path} ({why}); the records are there, and python -m vitcmp.report reads them"
-        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return None
