@@ -249,14 +249,16 @@ vitcmp.section("flops", (root, payload) => {
     return at.map((value) => ({ x: value, y: height(value) }));
   }
 
-  /** Moves labels, given from the top, so far apart that none covers another. */
+  /** Sets labels, given from the top, above their lines; below, where that would cover the line before or its label. */
   function spread(labels, y) {
     const scale = d3.scaleLog().domain(y.domain).range([320, 0]);
     let last = -Infinity;
     return labels.map((label) => {
-      const at = Math.max(scale(label.y) - 7, last + 12);
+      const line = scale(label.y);
+      const above = line - 7;
+      const at = above >= last + 12 ? above : Math.max(line + 8, last + 12);
       last = at;
-      return { ...label, dy: at - scale(label.y) };
+      return { ...label, dy: at - line };
     });
   }
 

@@ -91,7 +91,7 @@ vitcmp.section("speed", (root, payload) => {
     const hasArticle = points.some((point) => point.key.endsWith("|article"));
     const parts = [
       vitcmp.isApart() && "Solid and filled: JAX; dotted and hollow: torch.",
-      hasArticle && "Dashed and hollow: rows of the article's own results.",
+      hasArticle && "Dashed and hollow: rows of the article's own results, which hold no throughput and no comparable memory.",
     ];
     const text = parts.filter(Boolean).join(" ");
     return text ? element("p", { class: "note" }, text) : null;
