@@ -223,7 +223,10 @@ def make_update(apply: Callable[..., Any], rule: optax.GradientTransformation, r
             return (loss + more, jax.tree.map(jnp.add, gradients, new), statistics), None
 
         nothing = jnp.zeros((), rate.dtype), jax.tree.map(jnp.zeros_like, params), statistics
-        (loss, gradients, statistics), _ = jax.lax.scan(add, nothing, (images, labels))
+        if recipe.accumulate == 1:  # without a loop, in which XLA's convolutions are up to 40 times as slow on a CPU
+            (loss, gradients, statistics), _ = add(nothing, (images[0], labels[0]))
+        else:
+            (loss, gradients, statistics), _ = jax.lax.scan(add, nothing, (images, labels))
         gradients, norm = clip_gradients(gradients, recipe.clip_norm)
         updates, moments = rule.update(gradients, moments, params)
         updates = jax.tree.map(lambda x: -rate * x, updates)

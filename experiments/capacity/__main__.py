@@ -7,7 +7,7 @@ down_up is resolution (arXiv:2407.07726, section 5.7.1).
 Command: python -m experiments.capacity                    a small complete study: 20 minutes on a 2-core CPU
          python -m experiments.capacity --smoke            the same in a minute, of which nothing follows
          python -m experiments.capacity --backend torch --dataset oxford_iiit_pet --model vit_s16 --low 224 --high 448
-Expected: glyphs/fine: all of the gain is resolution; glyphs/coarse: none; glyphs/crowded and digit_canvas: capacity.
+Expected: glyphs/fine: all of the gain is resolution; glyphs/coarse: none; glyphs/crowded: capacity.
 Outputs: records and a report under --out. It goes on after a stop, kill -9 too.
 Exit codes: 0 all trained, 1 a run failed, 2 bad usage, 130 interrupted.
 """

@@ -125,7 +125,7 @@ def test_a_coarse_picture_is_what_its_grid_shows_enlarged():
 def test_in_crowded_pictures_low_information_tells_each_letter_and_several_share_a_patch():
     """Each letter of the low arm's picture is the nearest of a bank of single letters, and the X among them count."""
     spec = NAMED["crowded"]
-    assert (16 / (32 / spec.crowd)) ** 2 >= 4  # letters in a patch of 16 pixels of the low arm
+    assert (32 / (64 / spec.crowd)) ** 2 >= 4  # letters in a patch of 32 pixels of the low arm
     bank = dataclasses.replace(spec, kind="text", rows=spec.crowd, columns=spec.crowd, noise=0.0)
     pictures, letters = drawn(bank, "train", 100)
     known = low_cells(pictures, spec.crowd)
@@ -137,8 +137,9 @@ def test_in_crowded_pictures_low_information_tells_each_letter_and_several_share
 
 def low_cells(pictures, crowd):
     """Returns the letters' cells as the low arm sees them, (n * crowd * crowd, pixels), of mean 0 and length 1."""
-    low = np.stack([LOW(picture[..., None])[..., 0] for picture in pictures]).astype(float)
-    side = 32 // crowd
+    grid = pictures.shape[-1] // 2
+    low = np.stack([resize(picture[..., None], (grid, grid))[..., 0] for picture in pictures])
+    side = grid // crowd
     cells = low.reshape(-1, crowd, side, crowd, side).swapaxes(2, 3).reshape(-1, side * side)
     cells -= cells.mean(axis=1, keepdims=True)
     return cells / np.linalg.norm(cells, axis=1, keepdims=True)

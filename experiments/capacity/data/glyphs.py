@@ -14,7 +14,8 @@ answer lies:
 - `coarse`: the drawing resized to the coarse grid, noise and all, and enlarged again. The grid has every answer, and a
   larger picture knows nothing more: a gain from more pixels is capacity. One letter is easy, and there is no gain
   (`glyphs/coarse`). A crowd of small letters, dark and light, of which several share a patch, is hard for few tokens,
-  which must tell them apart at once, and easy for many, which see them one by one (`glyphs/crowded`).
+  which must tell them apart at once, and easy for many, which see them one by one (`glyphs/crowded`: shrunk
+  to 64 pixels, each pixel of its coarse grid is still two wide, so that shrinking and enlarging again loses nothing).
 """
 
 import dataclasses
@@ -241,7 +242,7 @@ KINDS = (*DRAW, "any", "count")
 NAMED = {
     "fine": GlyphsSpec(),
     "coarse": GlyphsSpec(band="coarse"),
-    "crowded": GlyphsSpec(band="coarse", kind="count", detail=2.5, noise=3.0, jitter=0.1, num_train=8192),
+    "crowded": GlyphsSpec(band="coarse", kind="count", canvas=128, detail=4.0, noise=4.0, jitter=0.1, num_train=8192),
 }
 
 
