@@ -25,7 +25,7 @@ def _setting(dataset: str, model: str, *, epochs: int, learning_rate: float, low
     )
 
 
-STUDY = (
+STUDY: tuple[Setting, ...] = (
     _setting("glyphs/fine", VIT, epochs=4, learning_rate=1e-3),
     _setting("glyphs/fine", CONVNEXT, epochs=5, learning_rate=4e-3),
     _setting("glyphs/coarse", VIT, epochs=4, learning_rate=1e-3),
@@ -34,7 +34,7 @@ STUDY = (
     _setting(DIGITS, VIT, epochs=12, learning_rate=1e-3),
     _setting(DIGITS, CONVNEXT, epochs=6, learning_rate=4e-3),
 )
-SMOKE = (
+SMOKE: tuple[Setting, ...] = (
     Setting(
         dataset="glyphs/fine:num_train=256,num_test=128",
         model="vit_ti16:patch_size=8,depth=1,width=32,num_heads=2,mlp_dim=64,pool=gap",
