@@ -171,6 +171,8 @@ def _share(group: Group, metric: str, total: _Compared | None) -> tuple[Interval
     contrasts = main.contrast("capacity"), main.contrast("total")
     capacity, of_total = (float(contrast @ main.draws.means) for contrast in contrasts)
     low, high = ratio_interval((capacity, of_total), (main.draws.of(contrasts[0]), main.draws.of(contrasts[1])))
+    if high - low > 2:  # it could be anything: the total is hardly more than 0
+        return None, f"at this power its interval goes from {low:.0%} to {high:.0%}".replace("%", " %")
     return Interval(capacity / of_total, low, high), None
 
 

@@ -84,6 +84,19 @@ def test_a_gain_that_is_all_capacity_has_a_share_of_one():
     assert found.share.low < 1 < found.share.high and found.share.low > 0.7
 
 
+def test_a_share_that_could_be_anything_is_not_given():
+    """The total is a little more than 0 in every seed, and capacity anything."""
+    low = {seed: make_correct("low", seed, accuracy=0.6) for seed in range(3)}
+    some = [record("low", seed, correct=low[seed]) for seed in low]
+    some += [record("down_up", seed, accuracy=0.5 + 0.1 * seed) for seed in low]
+    some += [record("high", seed, correct=low[seed] | (np.arange(len(low[seed])) < 60)) for seed in low]
+    found = only_split(some)
+    assert found.gains["total"].verdict == "effect" and found.share is None
+    assert share_words(found).startswith(
+        "The share that is capacity is not known: at this power its interval goes from -"
+    )
+
+
 def test_one_seed_is_not_judged():
     found = only_split(records(1))
     assert {gain.verdict for gain in found.gains.values()} == {"not judged"}
