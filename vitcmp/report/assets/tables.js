@@ -41,8 +41,16 @@
     return element(
       "tr",
       {},
-      ...columns.map(({ text, isNumber }) => element("td", { class: isNumber ? "number" : null }, text(row) ?? "–")),
+      ...columns.map(({ text, isNumber }) =>
+        element("td", { class: isNumber ? "number" : null }, ...breakable(text(row) ?? "–")),
+      ),
     );
+  }
+
+  /** Returns text that a narrow column may break after commas too: `vit_b16:pool=gap,gelu=tanh` is one word. */
+  function breakable(text) {
+    const parts = typeof text === "string" ? text.split(/(?<=,)(?=\S)/) : [text];
+    return parts.flatMap((part, i) => (i ? [element("wbr"), part] : [part]));
   }
 
   /** Returns CSV; a text that a spreadsheet would take for a formula gets an apostrophe before it. */
