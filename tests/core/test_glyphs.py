@@ -139,6 +139,7 @@ def low_cells(pictures, crowd):
     """Returns the letters' cells as the low arm sees them, (n * crowd * crowd, pixels), of mean 0 and length 1."""
     grid = pictures.shape[-1] // 2
     low = np.stack([resize(picture[..., None], (grid, grid))[..., 0] for picture in pictures])
+    low = low.clip(0, 255).astype(np.uint8).astype(float)  # cut off, as the arm has it
     side = grid // crowd
     cells = low.reshape(-1, crowd, side, crowd, side).swapaxes(2, 3).reshape(-1, side * side)
     cells -= cells.mean(axis=1, keepdims=True)

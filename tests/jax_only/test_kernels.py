@@ -274,3 +274,9 @@ def test_gelu_is_computed_wide_and_rounded_once(kind):
         assert error(layers.gelu(widen([x])[0], kind), exact) < 1e-15
     rounded = np.asarray(exact).astype(jnp.bfloat16)
     assert (np.asarray(layers.gelu(x, kind)) == rounded).mean() > 0.99  # the rest are ties, but for float32
+
+
+@pytest.mark.parametrize("kernel", ["xla", "chunked"])
+def test_float16_does_not_overflow_where_many_tokens_attend_alike(kernel):
+    q, v = jnp.zeros((1, 1025, 1, 8), jnp.float16), jnp.full((1, 1025, 1, 8), 100, jnp.float16)  # 102,500 in sum
+    np.testing.assert_allclose(np.asarray(attend(q, q, v, kernel=kernel)), 100, rtol=2e-3)

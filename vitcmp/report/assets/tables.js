@@ -47,9 +47,9 @@
     );
   }
 
-  /** Returns text that a narrow column may break after commas too: `vit_b16:pool=gap,gelu=tanh` is one word. */
+  /** Returns text that a narrow column may break after commas too, as in `vit_b16:pool=gap,gelu=tanh`, but not in 1,024. */
   function breakable(text) {
-    const parts = typeof text === "string" ? text.split(/(?<=,)(?=\S)/) : [text];
+    const parts = typeof text === "string" ? text.split(/(?<=,)(?=[a-z])/) : [text];
     return parts.flatMap((part, i) => (i ? [element("wbr"), part] : [part]));
   }
 
