@@ -19,7 +19,7 @@ from vitcmp.infer import infer_spec
 from vitcmp.initial import initial_weights
 from vitcmp.params import Weights, expected_params
 from vitcmp.recipe import Recipe
-from vitcmp.specs import Spec, format_image_size, get_spec, parse_image_size
+from vitcmp.specs import FOREIGN, Spec, format_image_size, get_spec, parse_image_size
 
 SAMPLED = 64  # examples whose pixels are in a data set's fingerprint
 SCRATCH = "scratch"
@@ -104,7 +104,7 @@ def make_runs(
     """
     shared = {
         "backend": backend,
-        "versions": dict(device.versions),
+        "versions": _versions(device, get_spec(setting.model)),
         "platform": device.platform,
         "device_name": device.name,
         **machine,
@@ -124,6 +124,11 @@ def make_runs(
         of_seed = [shared | {"seed": seed, "arm": name, "weights": weights} for name in arms]
         runs.append([run | {"spec": describe_spec(arms[run["arm"]].spec)} for run in of_seed])
     return runs
+
+
+def _versions(device: Device, spec: Spec) -> dict[str, str]:
+    """Returns the versions of all that computes; of libraries of foreign models, the one that the model is of."""
+    return {name: version for name, version in device.versions.items() if name not in FOREIGN or name == spec.family}
 
 
 def describe_preprocessing(setting: Setting) -> dict[str, Any]:
