@@ -6,7 +6,8 @@ A *pair* is a JSON-able description of both sides:
      "point": {"model": "vit_ti16", "image_size": "224", "batch_size": 1, ...}}
 
 Everything that decides a number must be in it (versions too: `versions`), because a record belongs to a pair by the
-hash of it, of the rule, of the threads and of the CPU. An experiment is two programs, the parent and its child:
+hash of it, of what the rule says of one process, of the threads and of the CPU. How many processes there are is not in
+it: one now and two more another day are three. An experiment is two programs, the parent and its child:
 
     with store.lock(), Interrupt() as interrupt:
         results = run_pairs(pairs, child_module="experiments.noise_steps", store=store, interrupt=interrupt)
@@ -60,6 +61,7 @@ Pair = dict[str, Any]
 Progress = Callable[[str, Pair, int, Record | None], None]  # event ("started" or "ended"), pair, process, record
 _Entered = TypeVar("_Entered")
 RULE = PairRule()
+OF_HOW_MANY = ("min_processes", "max_processes", "max_comparison_s")  # of a rule: when a pair has enough processes
 _held = contextlib.ExitStack()  # of the child: closed by nothing, its process ends
 
 
@@ -110,11 +112,11 @@ def check_threads(num_threads: int) -> int:
 
 
 def pair_id(pair: Pair, rule: PairRule, num_threads: int) -> str:
-    """The sha256 of all that decides the numbers."""
+    """The sha256 of all that decides the numbers of a process."""
     content = {
         "method_version": METHOD_VERSION,
         "pair": pair,
-        "rule": dataclasses.asdict(rule),
+        "rule": {key: value for key, value in dataclasses.asdict(rule).items() if key not in OF_HOW_MANY},
         "num_threads": num_threads,
         "cpu": cpu_name(),
     }
@@ -186,7 +188,7 @@ def next_process(records: dict[int, Record], rule: PairRule, *, retry: bool = Fa
 
 def is_done(records: Sequence[Record]) -> bool:
     """Says whether a pair has all the processes that it gets; an interrupted one does not."""
-    rule = PairRule(**records[0]["rule"])
+    rule = PairRule(**records[-1]["rule"])
     return next_process({record["process"]: record for record in records}, rule) is None
 
 

@@ -98,8 +98,8 @@ def make_rule(num_processes: int | None) -> PairRule:
     return PairRule(min_processes=num_processes, max_processes=num_processes)
 
 
-def estimate_s(pair: Pair, rule: PairRule, num_threads: int) -> float:
-    """Estimates the seconds of a pair, all its processes: import, build, compile, compare, warm up, time."""
+def estimate_s(pair: Pair, rule: PairRule, num_threads: int, num_done: int = 0) -> float:
+    """Estimates the seconds of a pair's processes to come: import, build, compile, compare, warm up, time."""
     point, setting = pair["point"], pair["setting"]
     spec = dataclasses.replace(get_spec(pair["ours"]["model"]), image_size=parse_image_size(point["image_size"]))
     rate = FLOPS_PER_S[setting["device"]] * (num_threads if setting["device"] == "cpu" else 1)
@@ -108,7 +108,7 @@ def estimate_s(pair: Pair, rule: PairRule, num_threads: int) -> float:
     make_s = START_S[pair["backend"]] + 2 * COMPILE_S[point["mode"]] * is_compiled + 8 * call_s
     round_s = 4 * max(rule.block_s, call_s)
     times_s = max(round_s, min(rule.max_s, 3 * rule.min_rounds * round_s))
-    return rule.min_processes * (make_s + times_s)
+    return max(1, rule.min_processes - num_done) * (make_s + times_s)
 
 
 def seconds_left(
@@ -118,7 +118,9 @@ def seconds_left(
     done = pairs.by_pair(records)
     found = [done.get(pairs.pair_id(pair, rule, num_threads), {}) for pair in wanted]
     return [
-        0.0 if pairs.next_process(have, rule, retry=retry) is None else estimate_s(pair, rule, num_threads)
+        0.0
+        if pairs.next_process(have, rule, retry=retry) is None
+        else estimate_s(pair, rule, num_threads, sum(record["status"] == "ok" for record in have.values()))
         for pair, have in zip(wanted, found, strict=True)
     ]
 

@@ -137,6 +137,15 @@ def test_a_pairs_id_changes_with_everything_that_decides_its_numbers():
     ids |= {pairs.pair_id(make_pair(a=2), RULE, 1), pairs.pair_id(make_pair(a=1), RULE, 2)}
     ids |= {pairs.pair_id(make_pair("slow", a=1), RULE, 1), pairs.pair_id(make_pair(a=1), PairRule(), 1)}
     assert len(ids) == 5
+    assert pairs.pair_id(make_pair(a=1), dataclasses.replace(RULE, min_processes=1, max_processes=2), 1) in ids
+
+
+@pytest.mark.slow
+def test_one_process_now_and_another_later_are_two(tmp_path):
+    for num_processes in (1, 2):
+        (records,) = run(tmp_path, [make_pair()], num_processes=num_processes).values()
+        assert [record["process"] for record in records] == list(range(num_processes)) and pairs.is_done(records)
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 2
 
 
 # Records by hand, for what follows from them

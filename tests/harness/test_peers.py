@@ -123,6 +123,8 @@ def test_what_is_done_is_estimated_at_nothing_and_failures_only_with_retry():
     left = [seconds_left([first, second, third], records, make_rule(2), 1, retry=retry) for retry in (False, True)]
     assert [bool(seconds) for seconds in left[0]] == [False, False, True]
     assert [bool(seconds) for seconds in left[1]] == [False, True, True]
+    (more,) = seconds_left([first], records, make_rule(4), 1, retry=False)
+    assert more == pytest.approx(estimate_s(first, make_rule(2), 1))
 
 
 def test_slower_and_failed_points_are_not_as_expected():
