@@ -1,8 +1,9 @@
-"""Which backbone and which framework is fastest here, in one table? Writes the README's from committed records.
+"""Which backbone is fastest here, and what does resolution gain it? Writes the README's tables from committed records.
 
 Command: python -m experiments.readme_table experiments/results/<date>-<machine>      (a second)
          --check changes nothing, and ends with 1 where a table is not what its records give
 Expected: the figures of the README are those of the records; running it twice changes nothing.
+Inputs: folders of a sweep's records (`vitcmp.run`), or of the capacity experiment's, with those in folders below.
 Outputs: README.md, between `<!-- results: begin FOLDER -->` and `<!-- results: end -->`; a begin without a folder takes
          the first one that is named. Several folders, each with its markers, are several tables.
 """
@@ -12,8 +13,12 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments.capacity.analysis import splits_of
+from experiments.capacity.reading import read_records
+from experiments.capacity.tables import overview_table, to_markdown
 from vitcmp.records import RecordStore
 from vitcmp.report.markdown import named_folders, replace_table, results_table
+from vitcmp.report.reading import Source
 from vitcmp.usage import start
 
 flags.DEFINE_string("readme", "README.md", "The file that holds the markers; folders are written relative to its own.")
@@ -43,7 +48,12 @@ def render(folder: Path) -> str:
     """Returns the table of a folder of records. Raises ValueError (RecordError) for a bad record, or for none."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of records")
-    return results_table(RecordStore(folder).load())
+    source = Source(folder.name, path=folder)
+    if not (capacity := read_records(folder, source)):
+        return results_table(RecordStore(folder).load())
+    if source.faults:
+        raise ValueError(source.faults[0])
+    return to_markdown(overview_table(splits_of(capacity)[0])) + "\n"
 
 
 if __name__ == "__main__":

@@ -82,18 +82,6 @@ def shared_of(run: Mapping[str, Any]) -> dict[str, Any]:
     return shared | {"weights": {key: value for key, value in run["weights"].items() if key != "sha256"}}
 
 
-def only_right(group: Group, arm: str = "high") -> np.ndarray:
-    """Returns the indices of test examples that all seeds of the arm get right, and no seed of any other arm.
-
-    In the order of the test set. For a page that shows them as each arm saw them.
-    """
-    right = {name: group.values([name], sorted(group.runs[name]))[0] for name in group.runs}
-    is_only = right[arm].all(axis=0)
-    for name in right.keys() - {arm}:
-        is_only &= ~right[name].any(axis=0)
-    return np.flatnonzero(is_only)
-
-
 def _newest(records: list[Record]) -> tuple[list[Record], list[str]]:
     newest = max((record["method_version"] for record in records), default=0)
     old = [record for record in records if record["method_version"] < newest]

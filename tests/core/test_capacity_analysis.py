@@ -8,9 +8,17 @@ from rich.console import Console
 
 from experiments.capacity.analysis import split, splits_of
 from experiments.capacity.curves import curve_pairs
-from experiments.capacity.groups import groups_of, only_right
+from experiments.capacity.groups import groups_of
 from experiments.capacity.schema import validate
-from experiments.capacity.tables import gain_words, markdown_report, needs_words, print_report, share_words
+from experiments.capacity.tables import (
+    gain_amount,
+    gain_words,
+    markdown_report,
+    needs_words,
+    overview_table,
+    print_report,
+    share_words,
+)
 from tests.core.fake_capacity import NUM_EXAMPLES, failure, make_correct, record, records
 
 
@@ -245,17 +253,6 @@ def test_of_runs_that_differ_in_their_first_weights_alone_the_last_counts_and_it
     assert found.gains["total"].seeds == (1,)
 
 
-def test_examples_that_only_high_gets_right_are_found():
-    correct = {arm: np.zeros((2, 10), bool) for arm in ("low", "down_up", "high")}
-    correct["high"][:, [2, 5, 7]] = True
-    correct["high"][0, 3] = True  # by one seed only
-    correct["low"][1, 5] = True
-    some = [record(arm, seed, correct=correct[arm][seed]) for arm in correct for seed in range(2)]
-    [group], _ = groups_of(some)
-    assert only_right(group).tolist() == [2, 7]
-    assert only_right(group, "low").tolist() == []
-
-
 def test_curves_of_equal_seeds_are_compared_step_by_step():
     pairs = curve_pairs([*records(2), *records(2, backend="torch", shift=1e-3)])
     assert len(pairs) == 8
@@ -339,9 +336,21 @@ def test_the_markdown_has_the_same_tables_and_the_same_bytes():
     assert text == markdown_report(some)
     assert "| low | 64, 64 | 10.00 |" in text and "- high, seed 7: diverged: the loss" in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 7
+    assert len(tables) == 8 and text.startswith("**Resolution, or only compute?**")
     for table in tables:
         assert len({line.count("|") for line in table}) == 1
+
+
+def test_the_overview_has_a_row_for_each_split_with_what_it_reached_and_gained():
+    some = [*records(3), *records(2, arms=("low", "high"), model="resnet18")]
+    first, second = overview_table(splits_of(some)[0]).rows
+    both, gains = only_split(records(3)), only_split(records(3)).gains
+    assert first["patch"] == f"{100 * both.arms['patch'].accuracy.value:.1f}"
+    assert first["capacity"] == gain_amount(gains["capacity"]) and first["resolution"] == gain_amount(
+        gains["resolution"]
+    )
+    assert (first["sizes"], first["n"]) == ("64, 128", f"3 x {NUM_EXAMPLES:,}")
+    assert (second["model"], second["down_up"], second["capacity"]) == ("resnet18", "–", "–")
 
 
 def test_intervals_cover_seeds_and_examples():

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.readme_table import render
 from tests.core.fake_records import GPU, failure, record
 from vitcmp.backend import Device
 from vitcmp.cases import Case, get_preset, make_cases
-from vitcmp.records import RecordStore
 from vitcmp.report.markdown import named_folders, replace_table, results_table, sweep_commands
 from vitcmp.report.summary import settings_of
 
@@ -52,7 +52,7 @@ def test_the_tables_of_a_page_are_what_its_records_give(page):
     text = page.read_text(encoding="utf-8")
     for folder in named_folders(text):
         assert (page.parent / folder).is_dir(), f"{page} names records that are not there: {folder}"
-        assert replace_table(text, folder, results_table(RecordStore(page.parent / folder).load())) == text
+        assert replace_table(text, folder, render(page.parent / folder)) == text
     assert named_folders((FIXTURE / "README.md").read_text(encoding="utf-8")) == ["records"]
 
 

@@ -70,6 +70,12 @@ def test_records_of_an_experiment_in_the_same_folder_are_passed_over(tmp_path):
     assert source.faults == ["noise/records.jsonl: passed over, its schema is 'vitcmp-noise/1'"]
 
 
+def test_what_another_program_shows_is_said_to_be_shown_by_it(tmp_path):
+    write(tmp_path / "records.jsonl", {"schema": "vitcmp-capacity/1"})
+    [fault] = read_source(tmp_path).faults
+    assert fault.endswith("its schema is 'vitcmp-capacity/1'; python -m experiments.capacity.report shows it")
+
+
 @pytest.mark.parametrize(
     ["path", "value", "reason"],
     [

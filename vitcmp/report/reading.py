@@ -16,6 +16,7 @@ from vitcmp.report.words import plural
 from vitcmp.specs import parse_image_size
 
 ARTICLE_FILE = "results.json"  # as the article's code calls it
+SHOWN_BY = {"vitcmp-capacity/": "experiments.capacity.report"}  # records of other schemas, by what shows them
 TEXT, WHOLE, UNKNOWN = (str,), (int,), (type(None),)
 # What a report reads of a case; the schema asks only that it is there.
 CASE_TYPES: dict[str, tuple[type, ...]] = {
@@ -151,7 +152,9 @@ def _read(file: Path, where: str, source: Source) -> None:
         is_first = True
         for i, value in _parsed_list(stream.read()) if is_list else _parsed_lines(stream):
             if is_first and (kind := _other_kind(value)):
-                source.faults.append(f"{where}: passed over, its schema is {kind!r:.60}")
+                program = next((program for start, program in SHOWN_BY.items() if kind.startswith(start)), None)
+                hint = f"; python -m {program} shows it" if program else ""
+                source.faults.append(f"{where}: passed over, its schema is {kind!r:.60}{hint}")
                 return
             is_first = False
             _sort_in(value, f"{where}:{i}", source)
