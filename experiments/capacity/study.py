@@ -30,7 +30,7 @@ STUDY: tuple[Setting, ...] = (
     _setting("glyphs/fine", CONVNEXT, epochs=4, learning_rate=4e-3),
     _setting("glyphs/coarse", VIT, epochs=4, learning_rate=1e-3),
     _setting("glyphs/coarse", CONVNEXT, epochs=4, learning_rate=4e-3),
-    _setting("glyphs/crowded", VIT_32, epochs=14, learning_rate=1e-3, low=64, high=128),
+    _setting("glyphs/crowded", VIT_32, epochs=8, learning_rate=1e-3, low=64, high=128),
     _setting(DIGITS, VIT, epochs=12, learning_rate=1e-3),
     _setting(DIGITS, CONVNEXT, epochs=5, learning_rate=4e-3),
 )
