@@ -56,6 +56,11 @@ COLUMNS = (
     (Column("n", "n", is_number=True), Column("outputs", "outputs", is_number=True)),
     (Column("verdict", "verdict on ours", is_wrapped=True),),
 )
+NOTES = (
+    "Times are medians of wall time. The ratio is ours / theirs by the clock that decides, its interval of 95 % over "
+    "processes (of one process: over its rounds, and ambiguous below 6 of them); n is processes x calls of ours; "
+    "outputs: the largest difference over the largest value.",
+)
 
 Pair = dict[str, Any]
 Progress = Callable[[str, Pair, int, Record | None], None]  # event ("started" or "ended"), pair, process, record
@@ -349,15 +354,14 @@ def _describe_record(record: Record) -> str:
     return f"{result.ratio:.3f} [{result.low:.3f}, {result.high:.3f}] of {result.clock}"
 
 
-def print_table(results: dict[str, list[Record]], console: Console | None = None) -> None:
-    """Prints a row for every pair: ours / theirs by the clock that decides, its interval, and the verdict on ours."""
+def table_of(results: dict[str, list[Record]]) -> Fitted:
+    """Returns a row for every pair: ours / theirs by the clock that decides, its interval, and the verdict on ours."""
     rows = [_row(records) for records in results.values() if records]
-    notes = (
-        "Times are medians of wall time. The ratio is ours / theirs by the clock that decides, its interval of 95 %",
-        "over processes (of one process: over its rounds, and ambiguous below 6 of them); n is processes x calls of",
-        "ours; outputs: the largest difference over the largest value.",
-    )
-    (console or Console()).print(Fitted("Ours against theirs", COLUMNS, rows, notes))
+    return Fitted("Ours against theirs", COLUMNS, rows, NOTES)
+
+
+def print_table(results: dict[str, list[Record]], console: Console | None = None) -> None:
+    (console or Console()).print(table_of(results))
 
 
 def _row(records: Sequence[Record]) -> dict[str, str]:

@@ -4,8 +4,9 @@ Command: python -m experiments.peers --backend torch   (about 6 hours on a 2-cor
          python -m experiments.peers --backend jax     (about 7 hours; big_vision is found at BIG_VISION_PATH)
          python -m experiments.peers --backend torch --device gpu --numerics bfloat16 --image_sizes 224,512,1024
 Expected: no point is `slower`, and only keras.applications' ResNet-50 `differs` (it is another model, v1).
-Outputs: records under --out, and a row for each point and library: the ratio of times with its interval, n, how far the
-outputs are apart, a verdict. It goes on after a stop; a changed model or another GPU wants a new --out.
+Outputs: records and peers.md under --out, a row for each point and library: the ratio of times with its interval, n,
+how far the outputs are apart, a verdict; then a row for each library. It goes on after a stop, and more --processes add
+to those that are there; a changed model or another GPU wants a new --out.
 Exit codes: 0 as expected, 1 a point is slower, failed or is left, 2 bad usage, 130 interrupted.
 
 Equal on both sides: the weights (ours, drawn from seed 0 and converted to the library's names), the batch, the numerics
@@ -26,6 +27,7 @@ from rich.console import Console
 from experiments import pairs
 from experiments.peer_models.points import Grid, is_expected, make_rule, seconds_left
 from experiments.peer_models.registry import MODELS, PEERS
+from experiments.peer_models.summary import summary_table
 from vitcmp.backend import BACKENDS, MODES, NUMERICS
 from vitcmp.cases import check_names
 from vitcmp.environment import num_cpus
@@ -79,16 +81,25 @@ def main(argv: Sequence[str]) -> int:
                 retry=RETRY.value,
                 progress=progress,
             )
-    return report(console, rows, len(wanted), interrupt)
+    status = report(console, rows, len(wanted), interrupt)
+    (store.folder / "peers.md").write_text(markdown_report(store.load()), encoding="utf-8")
+    return status
 
 
 def report(console: Console, rows: dict[str, list[Record]], num_wanted: int, interrupt: Interrupt) -> int:
     pairs.print_table(rows, console)
+    console.print(summary_table(record for records in rows.values() for record in records))
     if len(rows) < num_wanted:
         console.print(f"left to do: {num_wanted - len(rows)} points")
     if interrupt.requested:
         return 130
     return int(len(rows) < num_wanted or not all(map(is_expected, rows.values())))
+
+
+def markdown_report(records: Sequence[Record]) -> str:
+    """Returns the row of each library, and below the row of each point, of all that a folder holds."""
+    rows = {key: list(processes.values()) for key, processes in pairs.by_pair(records).items()}
+    return f"{summary_table(records).to_markdown()}\n\n{pairs.table_of(rows).to_markdown()}\n"
 
 
 def make_grid() -> Grid:

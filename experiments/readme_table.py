@@ -3,22 +3,25 @@
 Command: python -m experiments.readme_table experiments/results/<date>-<machine>      (a second)
          --check changes nothing, and ends with 1 where a table is not what its records give
 Expected: the figures of the README are those of the records; running it twice changes nothing.
-Inputs: folders of a sweep's records (`vitcmp.run`), or of the capacity experiment's, with those in folders below.
+Inputs: folders of a sweep's records (`vitcmp.run`), of experiments/capacity's or of experiments/peers.py's, with those
+         in folders below.
 Outputs: README.md, between `<!-- results: begin FOLDER -->` and `<!-- results: end -->`; a begin without a folder takes
          the first one that is named. Several folders, each with its markers, are several tables.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
+from experiments import pairs
+from experiments.capacity import schema as capacity
 from experiments.capacity.analysis import splits_of
-from experiments.capacity.reading import read_records
-from experiments.capacity.tables import overview_table, to_markdown
+from experiments.capacity.tables import overview_table
+from experiments.peer_models.summary import summary_table
 from vitcmp.records import RecordStore
 from vitcmp.report.markdown import named_folders, replace_table, results_table
-from vitcmp.report.reading import Source
 from vitcmp.usage import start
 
 flags.DEFINE_string("readme", "README.md", "The file that holds the markers; folders are written relative to its own.")
@@ -48,12 +51,22 @@ def render(folder: Path) -> str:
     """Returns the table of a folder of records. Raises ValueError (RecordError) for a bad record, or for none."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of records")
-    source = Source(folder.name, path=folder)
-    if not (capacity := read_records(folder, source)):
-        return results_table(RecordStore(folder).load())
-    if source.faults:
-        raise ValueError(source.faults[0])
-    return to_markdown(overview_table(splits_of(capacity)[0])) + "\n"
+    kind = kind_of(folder)
+    if kind == capacity.SCHEMA:
+        runs = RecordStore(folder, schema=kind, validate=capacity.validate).load()
+        return overview_table(splits_of(runs)[0]).to_markdown() + "\n"
+    if kind == pairs.SCHEMA:
+        return summary_table(RecordStore(folder, schema=kind, validate=pairs.validate).load()).to_markdown() + "\n"
+    return results_table(RecordStore(folder).load())
+
+
+def kind_of(folder: Path) -> str | None:
+    """Returns the schema of the first record in a folder and below it; None where it has none."""
+    for path in sorted(folder.rglob("*.jsonl")):
+        with path.open(encoding="utf-8", errors="replace") as file:
+            if match := re.match(r'{"schema":"([^"]*)"', file.readline()):
+                return match[1]
+    return None
 
 
 if __name__ == "__main__":

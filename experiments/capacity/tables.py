@@ -90,16 +90,7 @@ def markdown_report(records: Sequence[Record]) -> str:
     splits, notes = splits_of(records)
     overview = [overview_table(splits)] if splits else []
     tables = [*overview, *tables_of(splits), *curve_tables(curve_pairs(records))]
-    return "\n\n".join([*map(to_markdown, tables), *notes]) + "\n"
-
-
-def to_markdown(table: Fitted) -> str:
-    columns = [column for stack in table.stacks for column in stack]
-    rule = ["---:" if column.is_number else "---" for column in columns]
-    rows = [[row[column.key].replace("\n", " ").replace("|", "\\|") for column in columns] for row in table.rows]
-    lines = [f"| {' | '.join(row)} |" for row in ([column.title for column in columns], rule, *rows)]
-    notes = "\n".join(f"- {note}" for note in table.notes)
-    return "\n\n".join(filter(None, [f"**{table.title}**", "\n".join(lines), notes]))
+    return "\n\n".join([*(table.to_markdown() for table in tables), *notes]) + "\n"
 
 
 def tables_of(splits: Iterable[Split]) -> Iterator[Fitted]:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from experiments.capacity import schema as capacity
 from experiments.readme_table import render
+from tests.core import fake_capacity
 from tests.core.fake_records import GPU, failure, record
 from vitcmp.backend import Device
 from vitcmp.cases import Case, get_preset, make_cases
+from vitcmp.records import RecordStore
 from vitcmp.report.markdown import named_folders, replace_table, results_table, sweep_commands
 from vitcmp.report.summary import settings_of
 
@@ -84,6 +87,14 @@ def test_a_page_without_markers_or_records_is_an_error_and_stays_as_it_was(tmp_p
     absent = run_program("--readme", page)
     assert absent.returncode == 2 and "absent is not a folder of records" in absent.stderr
     assert page.read_text() == MARKERS.format("absent")
+
+
+def test_records_of_each_kind_have_their_table(tmp_path):
+    store = RecordStore(tmp_path, schema=capacity.SCHEMA, validate=capacity.validate).open()
+    for run in fake_capacity.records(2):
+        store.append(run)
+    assert render(tmp_path).startswith("**Resolution, or only compute?**")
+    assert render(FIXTURE / "records").startswith("**forward on ")
 
 
 def test_several_folders_have_their_own_tables():

@@ -10,6 +10,7 @@ import pytest
 from experiments import pairs
 from experiments.peer_models.points import Grid, estimate_s, is_expected, make_rule, seconds_left
 from experiments.peer_models.registry import MODELS, PEERS, Setting, load_peer
+from experiments.peer_models.summary import summary_table
 from vitcmp.specs import get_spec
 from vitcmp.timing import PairRule
 
@@ -135,6 +136,22 @@ def test_slower_and_failed_points_are_not_as_expected():
         assert not is_expected([make_record(pair), make_record(pair, process=1, status=status)])
 
 
+def test_the_summary_counts_the_points_of_each_library_and_names_what_is_slower():
+    wanted = Grid(backend="torch", peers=("timm",), models=("vit_ti16",)).make_pairs()
+    ratios = {0: 0.5, 1: 1.0, 2: 1.5}
+    records = [make_record(wanted[i], process=k, ratio=ratio) for i, ratio in ratios.items() for k in (0, 1)]
+    records += [make_record(wanted[3], status="oom"), make_record(wanted[4], status="differs")]
+    records += [make_record(pair) for pair in Grid(backend="jax", peers=("equimo",), models=("vit_b16",)).make_pairs()]
+    table = summary_table(records)
+    first, second = table.rows
+    counts = [first[key] for key in ("points", "faster", "same", "ambiguous", "slower", "differs", "failed")]
+    assert counts == ["5", "1", "1", "0", "1", "1", "1"]
+    assert (first["processes"], first["median"], first["range"]) == ("2", "1.00", "0.50 to 1.50")
+    assert (second["backend"], second["models"], second["processes"]) == ("jax", "vit_b16", "1")
+    assert table.notes[0] == f"Slower: {pairs.describe(wanted[2])} (1.50)."
+    assert summary_table(records[:4]).notes[0] == "No point is slower."
+
+
 def test_only_keras_resnet50_may_differ():
     for model, expected in (("resnet50", True), ("convnext_tiny", False)):
         pair = Grid(backend="jax", peers=("keras",), models=(model,)).make_pairs()[0]
@@ -177,3 +194,5 @@ def test_the_program_compares_a_point_goes_on_after_a_stop_and_says_how_it_ended
     assert records[0]["outputs"]["status"] == "equal"
     [row] = [line for line in again.stdout.splitlines() if "resnet50 32 1 forward" in line]
     assert "torchvision" in row and "2 x " in row
+    page = (tmp_path / "peers.md").read_text()
+    assert "| torch | torchvision" in page and page.count("resnet50 32 1 forward") == 1 + page.count("Slower:")

@@ -91,6 +91,15 @@ class Fitted:
             yield Text(note, style="dim")
         yield Text()
 
+    def to_markdown(self) -> str:
+        """Returns it with a line each row, the notes as a list below; without a line end."""
+        columns = [column for stack in self.stacks for column in stack]
+        rule = ["---:" if column.is_number else "---" for column in columns]
+        cells = [[row[column.key].replace("\n", " ").replace("|", "\\|") for column in columns] for row in self.rows]
+        lines = [f"| {' | '.join(row)} |" for row in ([column.title for column in columns], rule, *cells)]
+        notes = "\n".join(f"- {note}" for note in self.notes)
+        return "\n\n".join(filter(None, [f"**{self.title}**", "\n".join(lines), notes]))
+
     def _body(self, max_width: int) -> RenderableType:
         flat = [[column] for stack in self.stacks for column in stack]
         for stacks, gap, is_narrowed in ((flat, 2, False), (self.stacks, 2, False), (self.stacks, 1, True)):

@@ -1,0 +1,74 @@
+"""The pairs of experiments/peers.py, a row for each library: how often ours is faster, and by how much."""
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+from experiments import pairs
+from experiments.peer_models.registry import PEERS
+from vitcmp.records import Record
+from vitcmp.report.text import UNKNOWN, Column, Fitted
+
+VERDICTS = ("faster", "same", "ambiguous", "slower")
+COLUMNS = (
+    (Column("backend", "framework"), Column("library", "library")),
+    (Column("models", "models", is_wrapped=True),),
+    (Column("points", "points", is_number=True), Column("processes", "processes a point", is_number=True)),
+    tuple(Column(verdict, verdict, is_number=True) for verdict in VERDICTS),
+    (Column("differs", "differs", is_number=True), Column("failed", "failed", is_number=True)),
+    tuple(
+        Column(key, title, is_number=True) for key, title in (("median", "median ratio"), ("range", "of all points"))
+    ),
+)
+NOTES = (
+    "A point is a model, an image size, a batch size and a kind of step; the ratio is the time of ours over theirs, of "
+    "equal weights, outputs compared first. Faster, slower: its 95 % interval is beyond 3 %; same: within; ambiguous: "
+    "it crosses that edge, or a single process had too few rounds to tell. Differs: another model, not timed.",
+)
+
+
+def summary_table(records: Iterable[Record]) -> Fitted:
+    """Returns a row for each framework and library that the records have."""
+    libraries: dict[tuple[str, str], list[list[Record]]] = defaultdict(list)
+    for processes in pairs.by_pair(records).values():
+        some = list(processes.values())
+        libraries[some[0]["pair"]["backend"], pairs.name_of(some[0]["pair"]["theirs"])].append(some)
+    known = sorted(libraries, key=lambda key: (key[0] != "torch", list(PEERS).index(key[1]) if key[1] in PEERS else -1))
+    rows = [_row(*key, libraries[key]) for key in known]
+    return Fitted("Our models against other libraries'", COLUMNS, rows, (*_slower_notes(libraries.values()), *NOTES))
+
+
+def _row(backend: str, library: str, points: Sequence[list[Record]]) -> dict[str, str]:
+    timed = [pairs.compare_records(some) for some in points if _status(some) == "ok"]
+    verdicts, statuses = Counter(result.verdict for result in timed), Counter(map(_status, points))
+    ratios = [result.ratio for result in timed]
+    package = PEERS[library].package if library in PEERS else library
+    version = points[0][0]["pair"].get("versions", {}).get(package)
+    numbers = sorted({result.num_processes for result in timed})
+    return {
+        "backend": backend,
+        "library": " ".join(filter(None, (library, version))),
+        "models": ", ".join(dict.fromkeys(some[0]["pair"]["point"]["model"] for some in points)),
+        "points": str(len(points)),
+        "processes": UNKNOWN if not numbers else "-".join(map(str, sorted({numbers[0], numbers[-1]}))),
+        **{verdict: str(verdicts[verdict]) for verdict in VERDICTS},
+        "differs": str(statuses["differs"]),
+        "failed": str(len(points) - len(timed) - statuses["differs"]),
+        "median": f"{statistics.median(ratios):.2f}" if ratios else UNKNOWN,
+        "range": f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else UNKNOWN,
+    }
+
+
+def _status(processes: Sequence[Record]) -> str:
+    """Returns what is wrong with a point, or ok."""
+    return next((record["status"] for record in processes if record["status"] != "ok"), "ok")
+
+
+def _slower_notes(libraries: Iterable[Sequence[list[Record]]]) -> list[str]:
+    slower = [
+        f"{pairs.describe(some[0]['pair'])} ({pairs.compare_records(some).ratio:.2f})"
+        for points in libraries
+        for some in points
+        if _status(some) == "ok" and pairs.compare_records(some).verdict == "slower"
+    ]
+    return [f"Slower: {'; '.join(slower)}."] if slower else ["No point is slower."]
