@@ -4,7 +4,7 @@ Each model is trained at `low`; at `high` on images first shrunk to `low` (down_
 grow, at `low`'s tokens on `high`'s pixels (patch). What down_up gains over low is capacity, what high gains over
 down_up is resolution (arXiv:2407.07726, section 5.7.1).
 
-Command: python -m experiments.capacity                    a small complete study: 20 to 27 minutes on 2 cores
+Command: python -m experiments.capacity                    a small complete study: 15 to 20 minutes on 2 cores
          python -m experiments.capacity --smoke            the same in a minute, of which nothing follows
          python -m experiments.capacity --backend torch --dataset oxford_iiit_pet --model vit_s16 --low 224 --high 448
 Expected: glyphs/fine: all of the gain is resolution; glyphs/coarse: none; glyphs/crowded: capacity.
