@@ -46,9 +46,7 @@ class Trainer:
         self.rule = make_optimizer(recipe)
         params, statistics = jax.device_put((params, statistics), self.replicated)
         self.values = params, statistics, jax.jit(self.rule.init, out_shardings=self.replicated)(params)
-        self.run_train = jax.jit(
-            make_update(apply, self.rule, recipe, is_unrolled=self.device.platform == "cpu"), donate_argnums=0
-        )
+        self.run_train = jax.jit(make_update(apply, self.rule, recipe), donate_argnums=0)
         self.run_predict = jax.jit(make_predict(apply, recipe))
         self.compiled: dict[tuple[Any, ...], Any] = {}  # by kind, shape and dtype: numerics are compiled in
 
@@ -204,13 +202,8 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_adam(b1, b2, recipe.eps), decay)
 
 
-def make_update(
-    apply: Callable[..., Any], rule: optax.GradientTransformation, recipe: Recipe, *, is_unrolled: bool
-) -> Callable[..., Any]:
-    """Returns `update(values, images, labels, rate) -> (values, loss, norm)`, of (micro-batch, image, ...).
-
-    Unrolled, the micro-batches are no loop: in one, XLA's convolutions are up to 40 times as slow on a CPU.
-    """
+def make_update(apply: Callable[..., Any], rule: optax.GradientTransformation, recipe: Recipe) -> Callable[..., Any]:
+    """Returns `update(values, images, labels, rate) -> (values, loss, norm)`, of (micro-batch, image, ...)."""
     # jax: a function to compile; torch's trainer does this in train_share
 
     def loss_and_statistics(
@@ -230,7 +223,10 @@ def make_update(
             return (loss + more, jax.tree.map(jnp.add, gradients, new), statistics), None
 
         nothing = jnp.zeros((), rate.dtype), jax.tree.map(jnp.zeros_like, params), statistics
-        (loss, gradients, statistics), _ = jax.lax.scan(add, nothing, (images, labels), unroll=is_unrolled)
+        if recipe.accumulate == 1:  # without a loop, in which XLA's convolutions are up to 40 times as slow on a CPU
+            (loss, gradients, statistics), _ = add(nothing, (images[0], labels[0]))
+        else:
+            (loss, gradients, statistics), _ = jax.lax.scan(add, nothing, (images, labels))
         gradients, norm = clip_gradients(gradients, recipe.clip_norm)
         updates, moments = rule.update(gradients, moments, params)
         updates = jax.tree.map(lambda x: -rate * x, updates)
