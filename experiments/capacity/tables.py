@@ -103,8 +103,11 @@ def tables_of(splits: Iterable[Split]) -> Iterator[Fitted]:
 
 
 def overview_table(splits: Sequence[Split]) -> Fitted:
-    """Returns a row for each split: what its arms reached, and the two gains."""
-    return Fitted("Resolution, or only compute?", OVERVIEW_COLUMNS, list(map(_overview_row, splits)), OVERVIEW_NOTES)
+    """Returns a row for each split: what its arms reached, and the two gains; a model's frameworks stand together."""
+    kinds = [(split.group.shared["dataset"], split.group.shared["model"]) for split in splits]
+    together = sorted(range(len(splits)), key=lambda i: kinds.index(kinds[i]))
+    rows = [_overview_row(splits[i]) for i in together]
+    return Fitted("Resolution, or only compute?", OVERVIEW_COLUMNS, rows, OVERVIEW_NOTES)
 
 
 def arms_table(split: Split) -> Fitted:

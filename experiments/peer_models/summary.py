@@ -40,7 +40,7 @@ def summary_table(records: Iterable[Record]) -> Fitted:
 
 def _row(backend: str, library: str, points: Sequence[list[Record]]) -> dict[str, str]:
     timed = [pairs.compare_records(some) for some in points if _status(some) == "ok"]
-    verdicts, statuses = Counter(result.verdict for result in timed), Counter(map(_status, points))
+    verdicts, statuses = Counter[str](result.verdict for result in timed), Counter(map(_status, points))
     ratios = [result.ratio for result in timed]
     package = PEERS[library].package if library in PEERS else library
     version = points[0][0]["pair"].get("versions", {}).get(package)

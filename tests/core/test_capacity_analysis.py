@@ -342,8 +342,9 @@ def test_the_markdown_has_the_same_tables_and_the_same_bytes():
 
 
 def test_the_overview_has_a_row_for_each_split_with_what_it_reached_and_gained():
-    some = [*records(3), *records(2, arms=("low", "high"), model="resnet18")]
-    first, second = overview_table(splits_of(some)[0]).rows
+    some = [*records(3), *records(2, arms=("low", "high"), model="resnet18"), *records(2, backend="torch")]
+    first, torch, second = overview_table(splits_of(some)[0]).rows
+    assert (torch["model"], torch["backend"]) == (first["model"], "torch") != (first["model"], first["backend"])
     both, gains = only_split(records(3)), only_split(records(3)).gains
     assert first["patch"] == f"{100 * both.arms['patch'].accuracy.value:.1f}"
     assert first["capacity"] == gain_amount(gains["capacity"]) and first["resolution"] == gain_amount(
