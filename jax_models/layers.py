@@ -14,10 +14,9 @@ from flax import nnx
 Outputs = dict[str, jax.Array]
 RelPosBias = tuple[jax.Array, jax.Array]  # (b k hw m) of the keys' rows m, (b k hw n) of their columns n
 # Queries of one head whose logits exist at a time. Measured on a 2-core CPU at 1025 and 4097 tokens, forward and
-# gradient: 256 and 512 are as fast, 128 up to 1.2x slower, and XLA's n x n 2.6 to 5x; at 197 tokens a ViT-Ti is 1.06x
-# faster by xla.
-MANY_TOKENS = 512  # of attention in plain XLA on a CPU: a megabyte of weights a head
+# gradient: 256 and 512 are as fast, 128 up to 1.2x slower.
 QUERY_CHUNK = 256
+MANY_LOGITS = 512 * 512  # of a head: from here on, plain XLA on a CPU takes one head after another
 
 
 def tap(out: Outputs | None, name: str, x: jax.Array) -> jax.Array:
@@ -62,13 +61,14 @@ def full_bias(bias: RelPosBias) -> jax.Array:
 def _attend_xla(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
     # jax: written out, because the softmax of jax.nn's own is in float32 even for float64 (0.10.2), which costs 5e-8.
     # On a CPU, where XLA writes n x n weights whenever it can, the scale goes to the queries and the sum comes last; of
-    # many tokens one head comes after another
-    on_cpu = _attend_unnormalised if k.shape[1] < MANY_TOKENS else _attend_by_head
+    # many tokens one head comes after another. 16 bits do not: their gradients want _multiply
+    is_large = q.shape[1] * k.shape[1] >= MANY_LOGITS and q.dtype.itemsize > 2
+    on_cpu = _attend_by_head if is_large else _attend_unnormalised
     return jax.lax.platform_dependent(q, k, v, bias, cpu=on_cpu, default=_attend_softmax)
 
 
 def _attend_softmax(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
-    # jax: a function, because _attend_xla is one of two
+    # jax: a function, because _attend_xla is one of several
     logits = _multiply(q, k) * q.shape[-1] ** -0.5
     probs = jax.nn.softmax(logits if bias is None else logits + bias, axis=-1).astype(q.dtype)
     return jnp.einsum("bkqn,bnke->bqke", probs, v)
@@ -100,13 +100,10 @@ def _attend_by_head(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | 
 
 def _attend_plain(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
     # jax: _attend_unnormalised of one head, (n e): XLA's CPU backend multiplies plain matrices fastest
-    scale, is_wide = q.shape[-1] ** -0.5, q.dtype.itemsize > 2
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.matmul(q * scale if is_wide else q, k.T, preferred_element_type=wide) * (1 if is_wide else scale)
+    logits = (q * q.shape[-1] ** -0.5) @ k.T
     logits = logits if bias is None else logits + bias
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    x = jnp.matmul(weights.astype(q.dtype), v, preferred_element_type=wide)
-    return (x / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
+    return (weights @ v) / weights.sum(axis=-1, keepdims=True)
 
 
 @jax.custom_vjp

@@ -214,12 +214,14 @@ def _size(value: float, of: Interval, metric: str) -> str:
 def _overview_row(split: Split) -> dict[str, str]:
     shared, arms = split.group.shared, split.arms
     gains = {name: split.gains.get(name) for name in ("capacity", "resolution")}
-    counts = {(len(result.seeds), result.num_examples) for result in arms.values()}
+    counts = {(len(gain.seeds), gain.num_examples) for gain in gains.values() if gain}
+    counts = counts or {(len(result.seeds), result.num_examples) for result in arms.values()}
     return {
-        **{key: shared[key] for key in ("dataset", "model", "backend")},
+        **{key: shared[key] for key in ("dataset", "backend")},
+        "model": " ".join([shared["model"], *(f"({one})" for one in split.group.differs)]),
         "sizes": f"{shared['low']}, {shared['high']}",
         **{arm: f"{100 * arms[arm].accuracy.value:.1f}" if arm in arms else UNKNOWN for arm in CELLS},
-        **{name: gain_amount(gain) if gain else UNKNOWN for name, gain in gains.items()},
+        **{name: gain_amount(gain, split.metric) if gain else UNKNOWN for name, gain in gains.items()},
         "n": ", ".join(f"{num_seeds} x {num_examples:,}" for num_seeds, num_examples in sorted(counts)),
     }
 

@@ -12,12 +12,13 @@ from vitcmp.report.text import UNKNOWN, Column, Fitted
 VERDICTS = ("faster", "same", "ambiguous", "slower")
 COLUMNS = (
     (Column("backend", "framework"), Column("library", "library")),
+    (Column("setting", "setting", is_wrapped=True),),
     (Column("models", "models", is_wrapped=True),),
     (Column("points", "points", is_number=True), Column("processes", "processes a point", is_number=True)),
     tuple(Column(verdict, verdict, is_number=True) for verdict in VERDICTS),
-    (Column("differs", "differs", is_number=True), Column("failed", "failed", is_number=True)),
+    tuple(Column(key, key, is_number=True) for key in ("differs", "failed", "unfinished")),
     tuple(
-        Column(key, title, is_number=True) for key, title in (("median", "median ratio"), ("range", "of all points"))
+        Column(key, title, is_number=True) for key, title in (("median", "median ratio"), ("range", "least to most"))
     ),
 )
 NOTES = (
@@ -29,31 +30,38 @@ NOTES = (
 
 def summary_table(records: Iterable[Record]) -> Fitted:
     """Returns a row for each framework and library that the records have."""
-    libraries: dict[tuple[str, str], list[list[Record]]] = defaultdict(list)
+    libraries: dict[tuple[str, str, str], list[list[Record]]] = defaultdict(list)
     for processes in pairs.by_pair(records).values():
         some = list(processes.values())
-        libraries[some[0]["pair"]["backend"], pairs.name_of(some[0]["pair"]["theirs"])].append(some)
-    known = sorted(libraries, key=lambda key: (key[0] != "torch", list(PEERS).index(key[1]) if key[1] in PEERS else -1))
-    rows = [_row(*key, libraries[key]) for key in known]
+        pair, num_threads = some[0]["pair"], some[0]["num_threads"]
+        setting = f"{pair['setting']['device']} {pair['setting']['numerics']}, threads: {num_threads}"
+        libraries[pair["backend"], _library(pair), setting].append(some)
+    rows = [_row(*key, libraries[key]) for key in sorted(libraries, key=lambda key: (key[0] != "torch", key[2]))]
     return Fitted("Our models against other libraries'", COLUMNS, rows, (*_slower_notes(libraries.values()), *NOTES))
 
 
-def _row(backend: str, library: str, points: Sequence[list[Record]]) -> dict[str, str]:
+def _library(pair: pairs.Pair) -> str:
+    """Returns its name with its version, if it has one."""
+    name = pairs.name_of(pair["theirs"])
+    return " ".join(filter(None, (name, pair["versions"].get(PEERS[name].package))))
+
+
+def _row(backend: str, library: str, setting: str, points: Sequence[list[Record]]) -> dict[str, str]:
     timed = [pairs.compare_records(some) for some in points if _status(some) == "ok"]
     verdicts, statuses = Counter[str](result.verdict for result in timed), Counter(map(_status, points))
     ratios = [result.ratio for result in timed]
-    package = PEERS[library].package if library in PEERS else library
-    version = points[0][0]["pair"].get("versions", {}).get(package)
     numbers = sorted({result.num_processes for result in timed})
     return {
         "backend": backend,
-        "library": " ".join(filter(None, (library, version))),
+        "library": library,
+        "setting": setting,
         "models": ", ".join(dict.fromkeys(some[0]["pair"]["point"]["model"] for some in points)),
         "points": str(len(points)),
         "processes": UNKNOWN if not numbers else "-".join(map(str, sorted({numbers[0], numbers[-1]}))),
         **{verdict: str(verdicts[verdict]) for verdict in VERDICTS},
         "differs": str(statuses["differs"]),
-        "failed": str(len(points) - len(timed) - statuses["differs"]),
+        "failed": str(len(points) - len(timed) - statuses["differs"] - statuses["interrupted"]),
+        "unfinished": str(statuses["interrupted"]),
         "median": f"{statistics.median(ratios):.2f}" if ratios else UNKNOWN,
         "range": f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else UNKNOWN,
     }
@@ -65,10 +73,10 @@ def _status(processes: Sequence[Record]) -> str:
 
 
 def _slower_notes(libraries: Iterable[Sequence[list[Record]]]) -> list[str]:
+    timed = [some for points in libraries for some in points if _status(some) == "ok"]
     slower = [
         f"{pairs.describe(some[0]['pair'])} ({pairs.compare_records(some).ratio:.2f})"
-        for points in libraries
-        for some in points
-        if _status(some) == "ok" and pairs.compare_records(some).verdict == "slower"
+        for some in timed
+        if pairs.compare_records(some).verdict == "slower"
     ]
-    return [f"Slower: {'; '.join(slower)}."] if slower else ["No point is slower."]
+    return [f"Slower: {'; '.join(slower)}." if slower else f"Of {len(timed)} points that were timed none is slower."]

@@ -140,6 +140,16 @@ def test_a_pairs_id_changes_with_everything_that_decides_its_numbers():
     assert pairs.pair_id(make_pair(a=1), dataclasses.replace(RULE, min_processes=1, max_processes=2), 1) in ids
 
 
+@pytest.mark.parametrize("folder", ["noise", "peers"])
+def test_committed_records_are_found_again(monkeypatch, folder):
+    """By the id that their pair has today: without it, going on would measure everything anew."""
+    [path] = (ROOT / "experiments" / "results").glob(f"*-{folder}")
+    for record in pairs.RecordStore(path, schema=pairs.SCHEMA, validate=pairs.validate).load():
+        monkeypatch.setattr(pairs, "cpu_name", lambda cpu=(record["environment"] or {}).get("cpu", "AMD EPYC"): cpu)
+        rule = PairRule(**record["rule"])
+        assert pairs.pair_id(record["pair"], rule, record["num_threads"]) == record["pair_id"]
+
+
 @pytest.mark.slow
 def test_one_process_now_and_another_later_are_two(tmp_path):
     for num_processes in (1, 2):

@@ -39,6 +39,7 @@ def make_record(pair: pairs.Pair, *, process: int = 0, ratio: float = 1.0, statu
         "pair_id": pairs.pair_id(pair, rule, 1),
         "pair": pair,
         "rule": vars(rule),
+        "num_threads": 1,
         "process": process,
         "status": status,
         "clock": "cpu_s",
@@ -140,16 +141,19 @@ def test_the_summary_counts_the_points_of_each_library_and_names_what_is_slower(
     wanted = Grid(backend="torch", peers=("timm",), models=("vit_ti16",)).make_pairs()
     ratios = {0: 0.5, 1: 1.0, 2: 1.5}
     records = [make_record(wanted[i], process=k, ratio=ratio) for i, ratio in ratios.items() for k in (0, 1)]
-    records += [make_record(wanted[3], status="oom"), make_record(wanted[4], status="differs")]
+    statuses = ("oom", "differs", "interrupted")
+    records += [make_record(pair, status=status) for pair, status in zip(wanted[3:], statuses, strict=False)]
     records += [make_record(pair) for pair in Grid(backend="jax", peers=("equimo",), models=("vit_b16",)).make_pairs()]
     table = summary_table(records)
     first, second = table.rows
-    counts = [first[key] for key in ("points", "faster", "same", "ambiguous", "slower", "differs", "failed")]
-    assert counts == ["5", "1", "1", "0", "1", "1", "1"]
+    keys = ("points", "faster", "same", "ambiguous", "slower", "differs", "failed", "unfinished")
+    assert [first[key] for key in keys] == ["6", "1", "1", "0", "1", "1", "1", "1"]
     assert (first["processes"], first["median"], first["range"]) == ("2", "1.00", "0.50 to 1.50")
     assert (second["backend"], second["models"], second["processes"]) == ("jax", "vit_b16", "1")
     assert table.notes[0] == f"Slower: {pairs.describe(wanted[2])} (1.50)."
-    assert summary_table(records[:4]).notes[0] == "No point is slower."
+    assert summary_table(records[:4]).notes[0] == "Of 2 points that were timed none is slower."
+    both = Grid(backend="torch", peers=("timm",), models=("vit_ti16",), numerics="bfloat16").make_pairs()
+    assert len(summary_table([make_record(pair) for pair in (wanted[0], both[0])]).rows) == 2
 
 
 def test_only_keras_resnet50_may_differ():

@@ -59,6 +59,13 @@ def model_name(name: str) -> str:
     return name if len(name) <= 22 else name.replace(":", ":\n").replace(",", ",\n")
 
 
+def _escape(text: str) -> str:
+    """Returns a cell of a Markdown table."""
+    for character, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("*", "\\*"), ("\n", " ")):
+        text = text.replace(character, escaped)
+    return text
+
+
 @dataclasses.dataclass(frozen=True)
 class Column:
     key: str
@@ -95,7 +102,7 @@ class Fitted:
         """Returns it with a line each row, the notes as a list below; without a line end."""
         columns = [column for stack in self.stacks for column in stack]
         rule = ["---:" if column.is_number else "---" for column in columns]
-        cells = [[row[column.key].replace("\n", " ").replace("|", "\\|") for column in columns] for row in self.rows]
+        cells = [[_escape(row[column.key]) for column in columns] for row in self.rows]
         lines = [f"| {' | '.join(row)} |" for row in ([column.title for column in columns], rule, *cells)]
         notes = "\n".join(f"- {note}" for note in self.notes)
         return "\n\n".join(filter(None, [f"**{self.title}**", "\n".join(lines), notes]))
