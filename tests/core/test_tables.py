@@ -425,3 +425,12 @@ def test_small_numbers_percentages_and_durations_are_short():
     assert [power(x) for x in (3.14e-5, 0.0, 2.0)] == ["3.1e-5", "0", "2.0e0"]
     assert [percent(x) for x in (None, 0.1234, 0.00123)] == ["–", "12 %", "0.12 %"]
     assert [duration(x) for x in (12, 600, 7200)] == ["12 s", "10 min", "2.0 h"]
+
+
+def test_markdown_has_a_line_a_row_and_shows_every_character():
+    columns = ((Column("a", "A"), Column("b", "B", is_number=True)),)
+    text = Fitted("Title", columns, [{"a": "x|y\nz", "b": r"<b>*\ "}], ("One note.",)).to_markdown()
+    head, rule, row = text.split("\n\n")[1].splitlines()
+    assert (head, rule) == ("| A | B |", "| --- | ---: |")
+    assert row == r"| x\|y z | &lt;b>\*\\  |"
+    assert text.startswith("**Title**\n\n") and text.endswith("\n\n- One note.")
