@@ -24,7 +24,6 @@ import hashlib
 import importlib.metadata
 import json
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -38,29 +37,13 @@ from vitcmp.compare import Comparison, deciding_clock, summarise, wants_more
 from vitcmp.environment import HostMonitor, cpu_name, describe_environment, num_cpus, pin_cpus
 from vitcmp.parity import compare_arrays
 from vitcmp.records import METHOD_VERSION, Record, RecordStore
-from vitcmp.report.text import UNKNOWN, Column, Fitted, number
 from vitcmp.runner import Interrupt, child_env, classify_end, count_oom_kills, last_words, run_child
-from vitcmp.stats import median
 from vitcmp.timing import Blocks, PairRule, PairTimes, time_pair
 from vitcmp.worker import Stages, die_with_parent, failures_recorded, write_result
 
 SCHEMA = "vitcmp-pair/1"
 STATUSES = ("ok", "oom", "unsupported", "timeout", "crashed", "error", "differs", "interrupted")
 SIDES = ("ours", "theirs")
-COLUMNS = (
-    (Column("backend", "backend"), Column("theirs_name", "theirs")),
-    (Column("point", "point", is_wrapped=True),),
-    (Column("ours_ms", "ours, ms", is_number=True), Column("theirs_ms", "theirs, ms", is_number=True)),
-    (Column("ratio", "ratio", is_number=True), Column("interval", "95 %", is_number=True)),
-    (Column("clock", "decides"), Column("other", "by the other", is_number=True)),
-    (Column("n", "n", is_number=True), Column("outputs", "outputs", is_number=True)),
-    (Column("verdict", "verdict on ours", is_wrapped=True),),
-)
-NOTES = (
-    "Times are medians of wall time. The ratio is ours / theirs by the clock that decides, its interval of 95 % over "
-    "processes (of one process: over its rounds, and ambiguous below 6 of them); n is processes x calls of ours; "
-    "outputs: the largest difference over the largest value.",
-)
 
 Pair = dict[str, Any]
 Progress = Callable[[str, Pair, int, Record | None], None]  # event ("started" or "ended"), pair, process, record
@@ -344,7 +327,7 @@ def show_progress(console: Console, num_pairs: int) -> Progress:
 
 def describe(pair: Pair) -> str:
     """Returns one line for people: `torch vit_ti16 224 1 forward, ours against timm`."""
-    return f"{pair['backend']} {_point(pair)}, {name_of(pair['ours'])} against {name_of(pair['theirs'])}"
+    return f"{pair['backend']} {point_of(pair)}, {name_of(pair['ours'])} against {name_of(pair['theirs'])}"
 
 
 def _describe_record(record: Record) -> str:
@@ -354,48 +337,9 @@ def _describe_record(record: Record) -> str:
     return f"{result.ratio:.3f} [{result.low:.3f}, {result.high:.3f}] of {result.clock}"
 
 
-def table_of(results: dict[str, list[Record]]) -> Fitted:
-    """Returns a row for every pair: ours / theirs by the clock that decides, its interval, and the verdict on ours."""
-    rows = [_row(records) for records in results.values() if records]
-    return Fitted("Ours against theirs", COLUMNS, rows, NOTES)
-
-
-def print_table(results: dict[str, list[Record]], console: Console | None = None) -> None:
-    (console or Console()).print(table_of(results))
-
-
-def _row(records: Sequence[Record]) -> dict[str, str]:
-    pair, failed = records[-1]["pair"], [record for record in records if record["status"] != "ok"]
-    row = dict.fromkeys((column.key for stack in COLUMNS for column in stack), UNKNOWN) | {
-        "backend": pair["backend"],
-        "point": _point(pair),
-        "theirs_name": name_of(pair["theirs"]),
-        "outputs": _worst_error(records),
-    }
-    if failed:
-        message = textwrap.shorten(failed[-1]["error"]["message"], 72, placeholder=" ...")
-        return row | {"verdict": f"{failed[-1]['status']}: {message}"}
-    result = compare_records(records)
-    medians = {side: [median(np.concatenate(record["times"][side]["wall_s"])) for record in records] for side in SIDES}
-    return row | {
-        **{f"{side}_ms": number(1000 * median(values)) for side, values in medians.items()},
-        "ratio": f"{result.ratio:.3f}",
-        "interval": f"[{result.low:.3f}, {result.high:.3f}]",
-        "clock": "CPU" if result.clock == "cpu_s" else "wall",
-        "other": UNKNOWN if result.other_ratio is None else f"{result.other_ratio:.3f}",
-        "n": f"{result.num_processes} x {result.num_values[0] // result.num_processes}",
-        "verdict": result.verdict,
-    }
-
-
-def _point(pair: Pair) -> str:
+def point_of(pair: Pair) -> str:
+    """Returns what is compared where, but for the sides: `vit_ti16 224 1 forward`."""
     return " ".join(str(value) for value in pair["point"].values() if value is not None)
-
-
-def _worst_error(records: Sequence[Record]) -> str:
-    """Returns how far apart the outputs were, over their largest, in the worst process."""
-    errors = [record["outputs"]["error"] for record in records if record["outputs"]]
-    return max((f"{error:.1e}" for error in errors if error is not None), key=float, default=UNKNOWN)
 
 
 def name_of(side: Any) -> str:

@@ -25,6 +25,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import pairs
+from experiments.pair_tables import print_table, table_of
 from experiments.peer_models.points import Grid, is_expected, make_rule, seconds_left
 from experiments.peer_models.registry import MODELS, PEERS
 from experiments.peer_models.summary import summary_table
@@ -87,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def report(console: Console, rows: dict[str, list[Record]], num_wanted: int, interrupt: Interrupt) -> int:
-    pairs.print_table(rows, console)
+    print_table(rows, console)
     console.print(summary_table(record for records in rows.values() for record in records))
     if len(rows) < num_wanted:
         console.print(f"left to do: {num_wanted - len(rows)} points")
@@ -99,7 +100,7 @@ def report(console: Console, rows: dict[str, list[Record]], num_wanted: int, int
 def markdown_report(records: Sequence[Record]) -> str:
     """Returns the row of each library, and below the row of each point, of all that a folder holds."""
     rows = {key: list(processes.values()) for key, processes in pairs.by_pair(records).items()}
-    return f"{summary_table(records).to_markdown()}\n\n{pairs.table_of(rows).to_markdown()}\n"
+    return f"{summary_table(records).to_markdown()}\n\n{table_of(rows).to_markdown()}\n"
 
 
 def make_grid() -> Grid:

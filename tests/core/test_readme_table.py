@@ -95,8 +95,8 @@ def test_records_of_each_kind_have_their_table(tmp_path):
         store.append(run)
     assert render(tmp_path).startswith("**Resolution, or only compute?**")
     assert render(FIXTURE / "records").startswith("**forward on ")
-    [peers] = (ROOT / "experiments" / "results").glob("*-peers")
-    assert render(peers).startswith("**Our models against other libraries'**")
+    peers = (ROOT / "experiments" / "results").glob("*-peers")
+    assert render(min(peers)).startswith("**Our models against other libraries'**")
 
 
 def test_several_folders_have_their_own_tables():

@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from experiments import noise, pairs
+from experiments.pair_tables import print_table
 from vitcmp.records import RecordError
 from vitcmp.runner import Interrupt
 from vitcmp.timing import PairRule
@@ -82,7 +83,7 @@ def test_both_sides_raw_times_are_kept_and_compared_and_each_process_is_fresh(tm
     assert first["outputs"]["status"] == "equal" and first["outputs"]["bound"] == 1e-5
     assert pairs.compare_records([first, second]).num_processes == 2
     console = Console(record=True, width=150, file=io.StringIO())
-    pairs.print_table({"id": [first, second]}, console)
+    print_table({"id": [first, second]}, console)
     assert "slow" in console.export_text()
 
 
@@ -143,8 +144,8 @@ def test_a_pairs_id_changes_with_everything_that_decides_its_numbers():
 @pytest.mark.parametrize("folder", ["noise", "peers"])
 def test_committed_records_are_found_again(monkeypatch, folder):
     """By the id that their pair has today: without it, going on would measure everything anew."""
-    [path] = (ROOT / "experiments" / "results").glob(f"*-{folder}")
-    records = pairs.RecordStore(path, schema=pairs.SCHEMA, validate=pairs.validate).load()
+    stores = (pairs.open_store(path) for path in (ROOT / "experiments" / "results").glob(f"*-{folder}"))
+    records = [record for store in stores for record in store.load()]
     measured = [record for record in records if record["environment"]]
     assert len(measured) > 50
     for record in measured:
