@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models.layers import Conv, LayerNorm, Linear, Mlp, Outputs, attend, tap
+from jax_models.attention import attend
+from jax_models.layers import Conv, LayerNorm, Linear, Mlp, Outputs, tap
 from vitcmp.params import sincos2d
 from vitcmp.specs import ViTSpec
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_models.layers import Conv, LayerNorm, Linear, Mlp, Outputs, RelPosBias, attend, tap
+from jax_models.attention import RelPosBias, attend
+from jax_models.layers import Conv, LayerNorm, Linear, Mlp, Outputs, tap
 from jax_models.vit import AttentionPool, PatchEmbed
 from vitcmp.params import sincos2d
 from vitcmp.specs import ViTDetSpec

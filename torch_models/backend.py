@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from torch_models.attention import flex_errors
 from torch_models.bit import BiT
 from torch_models.bit_v1 import BiTV1
 from torch_models.ceilings import make_copy, make_matmul
@@ -17,7 +18,6 @@ from torch_models.convnext import ConvNeXt
 from torch_models.fit import Trainer
 from torch_models.flops import count_flops
 from torch_models.foreign import ForeignModel, build_foreign, export_foreign, library_versions, load_foreign
-from torch_models.layers import flex_errors
 from torch_models.matmul import find_matmul_library, prefer_onednn, relative_error
 from torch_models.params import export_params, load_params
 from torch_models.processes import Group, Processes

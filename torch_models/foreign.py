@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.attention import sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from torch_models.attention import SDPA_BACKENDS
 from torch_models.flops import run_on_meta
-from torch_models.layers import SDPA_BACKENDS, Outputs, tap, tap_map
+from torch_models.layers import Outputs, tap, tap_map
 from vitcmp.backend import NUMERICS, Unsupported
 from vitcmp.params import Weights, check_shapes
 from vitcmp.specs import ForeignSpec, did_you_mean, format_image_size

@@ -6,7 +6,8 @@ Images are (b 3 h w) in [-1, 1]; h w stay for the grid of patches, n for its tok
 import torch
 from torch import nn
 
-from torch_models.layers import Conv, LayerNorm, Linear, Mlp, Outputs, attend, tap
+from torch_models.attention import attend
+from torch_models.layers import Conv, LayerNorm, Linear, Mlp, Outputs, tap
 from vitcmp.params import sincos2d
 from vitcmp.specs import ViTSpec
 

@@ -7,7 +7,8 @@ global; m n are the rows and columns of the keys.
 import torch
 from torch import nn
 
-from torch_models.layers import Conv, LayerNorm, Linear, Mlp, Outputs, RelPosBias, attend, tap
+from torch_models.attention import RelPosBias, attend
+from torch_models.layers import Conv, LayerNorm, Linear, Mlp, Outputs, tap
 from torch_models.vit import AttentionPool, PatchEmbed
 from vitcmp.params import sincos2d
 from vitcmp.specs import ViTDetSpec

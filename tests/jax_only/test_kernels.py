@@ -12,10 +12,11 @@ pytest.importorskip("flax")
 import jax.numpy as jnp
 
 import vitcmp
-from jax_models import layers
+from jax_models import attention, layers
+from jax_models.attention import attend
 from jax_models.backend import JaxBackend
 from jax_models.flops import count_flops, count_jaxpr_flops
-from jax_models.layers import attend, convolve_expanded, convolve_native
+from jax_models.layers import convolve_expanded, convolve_native
 from vitcmp.backend import load_backend
 
 CONVNEXT = "convnext_atto:depths=1+1,widths=8+16,num_classes=10,image_size=48x80"
@@ -93,21 +94,21 @@ TOKENS = pytest.mark.parametrize(
 def test_heads_one_after_another_give_what_all_at_once_give(double, monkeypatch, num_queries, num_keys, grid):
     arrays = draw_attention(num_queries, num_keys, grid=grid)
     at_once = run(attend_by("xla"), *arrays)
-    monkeypatch.setattr(layers, "MANY_LOGITS", 1)
+    monkeypatch.setattr(attention, "MANY_LOGITS", 1)
     assert "scan" in str(jax.make_jaxpr(attend_by("xla"))(*arrays[1:]))
     assert error(run(attend_by("xla"), *arrays), at_once) < 1e-12
 
 
 def test_16_bits_are_multiplied_for_all_heads_at_once(monkeypatch):
     """Whose gradients are products of 16 bits, see test_16_bit_attention..., which one head alone does not have."""
-    monkeypatch.setattr(layers, "MANY_LOGITS", 1)
+    monkeypatch.setattr(attention, "MANY_LOGITS", 1)
     arrays = draw_attention(16, 16, dtype="bfloat16")
     assert "scan" not in str(jax.make_jaxpr(attend_by("xla"))(*arrays[1:]))
 
 
 @TOKENS
 def test_chunked_attention_is_exact_forward_and_backward(double, monkeypatch, num_queries, num_keys, grid):
-    monkeypatch.setattr(layers, "QUERY_CHUNK", 16)
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 16)
     arrays = draw_attention(num_queries, num_keys, grid=grid)
     ours, exact = (run(attend_by(kernel), *arrays) for kernel in ("chunked", "xla"))
     assert error(ours, exact) < 1e-12
@@ -122,10 +123,10 @@ def test_chunked_attention_is_exact_forward_and_backward(double, monkeypatch, nu
     ],
 )
 def test_no_attention_computes_a_product_in_vain(backend, monkeypatch, model):
-    monkeypatch.setattr(layers, "QUERY_CHUNK", 16)
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 16)
     spec = vitcmp.get_spec(model)
     for kernel, many_logits in (("chunked", 10**6), ("chunked", 1), ("xla", 1)):
-        monkeypatch.setattr(layers, "MANY_LOGITS", many_logits)
+        monkeypatch.setattr(attention, "MANY_LOGITS", many_logits)
         assert count_flops(backend.build(spec, attention=kernel), spec) == vitcmp.count_flops(spec).total
 
 
@@ -150,7 +151,7 @@ def test_the_gradient_in_16_bits_is_as_near_as_the_forward_pass(monkeypatch, ker
 
     So the gradients' error is at most sqrt(4 / 2) of the forward's, however many chunks are summed: that in float32.
     """
-    monkeypatch.setattr(layers, "QUERY_CHUNK", 8)
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 8)
     arrays = draw_attention(512, 512, heads=2, head_dim=64, dtype=dtype)
     ours, gradients = run(attend_by(kernel), *arrays)
     with jax.enable_x64(True):

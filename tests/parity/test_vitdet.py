@@ -13,11 +13,11 @@ import pytest
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
-import torch_models.layers
+import torch_models.attention
 import torch_models.vitdet
 import vitcmp
 from tests.parity.helpers import draw_images, randomise, relative_error, run, run_timm, timm_weights, worst_error
-from torch_models.layers import RelPosBias, full_bias
+from torch_models.attention import RelPosBias, full_bias
 from torch_models.vitdet import ViTDet, WindowBlock, rel_pos_bias, window_partition, window_unpartition
 from vitcmp.params import expected_shapes, fit_image_size, upcycle
 from vitcmp.specs import ViTDetSpec
@@ -161,14 +161,14 @@ def test_windows_are_cut_as_numpy_slices_and_put_back(backend, window):
 @pytest.mark.parametrize("backend", FRAMEWORKS)
 def test_rel_pos_bias_is_the_sum_over_each_pair_of_tokens(backend):
     xp = pytest.importorskip({"jax": "jax.numpy", "torch": "torch"}[backend])
-    vitdet, layers = (pytest.importorskip(f"{backend}_models.{name}") for name in ("vitdet", "layers"))
+    vitdet, attention = (pytest.importorskip(f"{backend}_models.{name}") for name in ("vitdet", "attention"))
     rng = np.random.default_rng(0)
     h, w = 2, 3
     q, rel_pos_h, rel_pos_w = (rng.standard_normal(shape, np.float32) for shape in [(1, h, w, 2, 4), (3, 4), (5, 4)])
     expected = np.zeros((1, 2, h, w, h, w))
     for head, i, j, m, n in np.ndindex(2, h, w, h, w):
         expected[0, head, i, j, m, n] = q[0, i, j, head] @ (rel_pos_h[i - m + h - 1] + rel_pos_w[j - n + w - 1])
-    bias = layers.full_bias(vitdet.rel_pos_bias(*(xp.asarray(x) for x in (q, rel_pos_h, rel_pos_w))))
+    bias = attention.full_bias(vitdet.rel_pos_bias(*(xp.asarray(x) for x in (q, rel_pos_h, rel_pos_w))))
     assert relative_error(np.asarray(bias), expected.reshape(1, 2, h * w, h * w)) < 1e-6  # float32: 8 products of 4 eps
 
 
@@ -215,7 +215,7 @@ def ignore_padding(patch: pytest.MonkeyPatch) -> None:
     def attend(q, k, v, *, kernel, bias):
         if q.shape[1] == 14 * 14:
             bias[0][..., 5:], bias[1][..., 11:] = -torch.inf, -torch.inf
-        return torch_models.layers.attend(q, k, v, kernel=kernel, bias=bias)
+        return torch_models.attention.attend(q, k, v, kernel=kernel, bias=bias)
 
     patch.setattr(torch_models.vitdet, "attend", attend)
 
@@ -224,7 +224,7 @@ def bias_of_the_key(patch: pytest.MonkeyPatch) -> None:
     def attend_math(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: RelPosBias) -> torch.Tensor:
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=full_bias(bias).transpose(-1, -2))
 
-    patch.setattr(torch_models.layers, "_attend_math", attend_math)
+    patch.setattr(torch_models.attention, "_attend_math", attend_math)
 
 
 def change_rel_pos(faulty: Callable[..., torch.Tensor], patch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,6 @@ def test_what_the_cpu_does_not_have_is_unsupported(backend):
 
 
 def test_every_kernel_name_is_known_to_torch():
-    from torch_models.layers import SDPA_BACKENDS
+    from torch_models.attention import SDPA_BACKENDS
 
     assert (*SDPA_BACKENDS, "flex") == ATTENTION["torch"]

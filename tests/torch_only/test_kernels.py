@@ -7,10 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import torch_models.layers
+import torch_models.attention
 import vitcmp
+from torch_models.attention import attend
 from torch_models.backend import TorchBackend, name_attention
-from torch_models.layers import attend
 from vitcmp.backend import Unsupported, load_backend, why_unsupported
 
 VIT = vitcmp.get_spec("vit_ti16:depth=2,width=48,num_heads=3,mlp_dim=96,num_classes=10,image_size=48x80")
@@ -87,7 +87,7 @@ def test_a_compiled_bias_is_right_or_the_compilers_refusal_is_unsupported(backen
 def test_flex_that_is_not_fused_is_unsupported(backend, monkeypatch):
     from torch.nn.attention.flex_attention import flex_attention
 
-    monkeypatch.setattr(torch_models.layers, "_compile_flex", lambda: flex_attention)
+    monkeypatch.setattr(torch_models.attention, "_compile_flex", lambda: flex_attention)
     with pytest.raises(Unsupported, match=r"attention=flex: aten::_safe_softmax.* ran in its place"):
         compile_step(backend, VIT, "flex")
 
