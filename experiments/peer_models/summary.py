@@ -29,12 +29,15 @@ NOTES = (
 
 
 def summary_table(records: Iterable[Record]) -> Fitted:
-    """Returns a row for each framework and library that the records have."""
+    """Returns a row for each framework, library and machine that the records have."""
+    points = [list(processes.values()) for processes in pairs.by_pair(records).values()]
+    known = list(dict.fromkeys(filter(None, map(_machine, points))))
     libraries: dict[tuple[str, str, str], list[list[Record]]] = defaultdict(list)
-    for processes in pairs.by_pair(records).values():
-        some = list(processes.values())
+    for some in points:
         pair, num_threads = some[0]["pair"], some[0]["num_threads"]
-        setting = f"{pair['setting']['device']} {pair['setting']['numerics']}, threads: {num_threads}"
+        # What failed before it saw its device is counted with the others where these have one machine.
+        machine = _machine(some) or (known[0] if len(known) == 1 else pair["setting"]["device"])
+        setting = f"{machine}, {pair['setting']['numerics']}, threads: {num_threads}"
         libraries[pair["backend"], _library(pair), setting].append(some)
     rows = [_row(*key, libraries[key]) for key in sorted(libraries, key=lambda key: (key[0] != "torch", key[2]))]
     return Fitted("Our models against other libraries'", COLUMNS, rows, (*_slower_notes(libraries.values()), *NOTES))
@@ -44,6 +47,11 @@ def _library(pair: pairs.Pair) -> str:
     """Returns its name with its version, if it has one."""
     name = pairs.name_of(pair["theirs"])
     return " ".join(filter(None, (name, pair["versions"].get(PEERS[name].package))))
+
+
+def _machine(processes: Sequence[Record]) -> str | None:
+    """Returns the name of the device that a point was timed on; None where no process got so far."""
+    return next((record["facts"]["device"]["name"] for record in processes if record.get("facts")), None)
 
 
 def _row(backend: str, library: str, setting: str, points: Sequence[list[Record]]) -> dict[str, str]:

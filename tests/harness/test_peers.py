@@ -29,7 +29,9 @@ LIBRARIES = {
 }
 
 
-def make_record(pair: pairs.Pair, *, process: int = 0, ratio: float = 1.0, status: str = "ok") -> dict:
+def make_record(
+    pair: pairs.Pair, *, process: int = 0, ratio: float = 1.0, status: str = "ok", machine: str | None = "a CPU"
+) -> dict:
     """A record in which ours takes `ratio` times as long as theirs in every block."""
     rule = make_rule(2)
     blocks = [[0.01]] * 24
@@ -42,6 +44,7 @@ def make_record(pair: pairs.Pair, *, process: int = 0, ratio: float = 1.0, statu
         "num_threads": 1,
         "process": process,
         "status": status,
+        "facts": machine and {"device": {"name": machine}},
         "clock": "cpu_s",
         "started_at": "2026-11-20T08:00:00+00:00",
         "ended_at": "2026-11-20T08:00:10+00:00",
@@ -154,6 +157,19 @@ def test_the_summary_counts_the_points_of_each_library_and_names_what_is_slower(
     assert summary_table(records[:4]).notes[0] == "Of 2 points that were timed none is slower."
     both = Grid(backend="torch", peers=("timm",), models=("vit_ti16",), numerics="bfloat16").make_pairs()
     assert len(summary_table([make_record(pair) for pair in (wanted[0], both[0])]).rows) == 2
+
+
+def test_the_summary_names_the_machine_and_keeps_two_apart():
+    some = Grid(backend="torch", peers=("timm",), models=("vit_ti16",)).make_pairs()
+    records = [make_record(some[0]), make_record(some[1], status="timeout", machine=None)]
+    (row,) = summary_table(records).rows
+    assert (row["setting"], row["points"], row["failed"]) == ("a CPU, float32, threads: 1", "2", "1")
+    rows = summary_table([*records, make_record(some[2], machine="another")]).rows
+    assert [(row["setting"].split(",")[0], row["points"]) for row in rows] == [
+        ("a CPU", "1"),
+        ("another", "1"),
+        ("cpu", "1"),
+    ]
 
 
 def test_only_keras_resnet50_may_differ():
