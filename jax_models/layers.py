@@ -173,6 +173,31 @@ class StdConv(Conv):
         return wide.astype(dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def normalise(x: jax.Array, eps: float) -> jax.Array:
+    # jax: to mean 0 and variance 1 over the last axis, with a gradient of its own. JAX's ends in the addition of one
+    # constant a row, which XLA's CPU backend fuses into whatever reads the gradient of the residual stream: each block
+    # added up those of all later blocks anew, and ViT-Ti's train step at 224 px, batch 8, took 1.3 times as long
+    return _normalise_forward(x, eps)[0]
+
+
+def _normalise_forward(x: jax.Array, eps: float) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    # jax: a function, because the gradient reads what it returns
+    x = x - x.mean(axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt((x**2).mean(axis=-1, keepdims=True) + eps)
+    return x * inverse, (x * inverse, inverse)
+
+
+def _normalise_backward(eps: float, arrays: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
+    # jax: the part along neither the mean nor the normalised row itself
+    normalised, inverse = arrays
+    along = normalised * (gradient * normalised).mean(axis=-1, keepdims=True)
+    return (inverse * (gradient - gradient.mean(axis=-1, keepdims=True) - along),)
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
 class LayerNorm(nnx.Module):
     """Normalises over the last axis; statistics in float32 at least, as torch's kernels keep them."""
 
@@ -182,9 +207,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((dim,)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        wide = wide - wide.mean(axis=-1, keepdims=True)
-        wide = wide * jax.lax.rsqrt((wide**2).mean(axis=-1, keepdims=True) + self.eps)
+        wide = normalise(x.astype(jnp.promote_types(x.dtype, jnp.float32)), self.eps)
         return (wide * self.scale[...].astype(x.dtype) + self.bias[...].astype(x.dtype)).astype(x.dtype)
 
 
