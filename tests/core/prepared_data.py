@@ -1,4 +1,4 @@
-"""Datasets that tests prepare, and programs that read them."""
+"""Datasets that tests prepare, and Python in a process of its own that reads them."""
 
 import os
 import subprocess
