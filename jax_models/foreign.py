@@ -101,6 +101,7 @@ def build_foreign(spec: ForeignSpec, *, attention: str | None = None) -> Foreign
 def load_foreign(model: ForeignModel, weights: Weights | None, *, numerics: str, device: jax.Device) -> ForeignModel:
     """Fills the model with big_vision's weights by big_vision's names, strictly, or with what it draws from seed 0.
 
+    Weights of another image size, of a scan or by older names are brought to this model by big_vision's own loading.
     Raises Unsupported for mixed precision in a ResNet.
     """
     param_dtype, compute_dtype = NUMERICS[numerics]
@@ -110,11 +111,33 @@ def load_foreign(model: ForeignModel, weights: Weights | None, *, numerics: str,
     if weights is None:
         weights = jax.jit(lambda: draw(model.library, model.spec))()
     else:
+        weights = _as_loaded(weights, drawn, model.spec)
         check_shapes(weights, {name: x.shape for name, x in drawn.items()}, f"big_vision:{model.spec.name}")
     for name, variable in model.variables.items():
         dtype = drawn[name].dtype if model.is_mixed else param_dtype
         model.variables[name] = variable.replace(jax.device_put(np.asarray(weights[name]).astype(dtype), device))
     return model
+
+
+def _as_loaded(weights: Weights, drawn: Mapping[str, jax.ShapeDtypeStruct], spec: ForeignSpec) -> Weights:
+    """Renames and resamples as big_vision's own `load` does; its zoom of positions is of square grids alone."""
+    if {name: array.shape for name, array in weights.items()} == {name: x.shape for name, x in drawn.items()}:
+        return weights
+    kind = spec.name.partition("/")[0]
+    module = _import_library(_find_library(kind), kind)
+    # jax: timm has one function for all; big_vision's `load` reads a file, and calls these
+    with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError):  # the strict check says what is wrong
+        tree = traverse_util.unflatten_dict(dict(weights), sep="/")
+        for rename in ("maybe_convert_big_transfer_format", "fix_old_checkpoints"):
+            tree = getattr(module, rename, lambda tree: tree)(tree)
+        if "encoderblock" in tree.get("Transformer", {}):
+            tree = module.scan_to_pyloop(tree)
+        loaded = traverse_util.flatten_dict(tree, sep="/")
+        if "pos_embedding" in loaded and "pos_embedding" in drawn:
+            new = drawn["pos_embedding"]
+            loaded["pos_embedding"] = module.resample_posemb(old=loaded["pos_embedding"], new=new)
+        return loaded
+    return weights
 
 
 def export_foreign(model: ForeignModel) -> Weights:
@@ -186,11 +209,12 @@ def _import_library(root: str, kind: str) -> ModuleType:
 def _isolated(root: str) -> Iterator[None]:
     """Imports big_vision from `root`, and leaves no trace of it for another import to find.
 
-    Its `utils` are left out: the models use them to load files only, and they import TensorFlow, which costs seconds
-    and hundreds of megabytes, einops and ml_collections.
+    Its `utils` are left out but for one function: the models use them to load files only, and they import TensorFlow,
+    which costs seconds and hundreds of megabytes, einops and ml_collections.
     """
     kept = _take_modules("big_vision")
-    sys.modules["big_vision.utils"] = ModuleType("big_vision.utils")
+    sys.modules["big_vision.utils"] = utils = ModuleType("big_vision.utils")
+    vars(utils)["tree_flatten_with_names"] = lambda tree: ([*traverse_util.flatten_dict(tree, sep="/").items()], None)
     sys.path.insert(0, root)
     try:
         yield

@@ -3,7 +3,9 @@
 import contextlib
 import importlib.metadata
 import inspect
+import sys
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -104,12 +106,14 @@ def build_foreign(spec: ForeignSpec, *, attention: str | None = None) -> Foreign
 def load_foreign(model: ForeignModel, weights: Weights | None, *, numerics: str, device: torch.device) -> ForeignModel:
     """Fills the model with timm's own weights by timm's names, strictly, or with what timm draws from seed 0.
 
-    BatchNorm's `num_batches_tracked` may be left out. Drawn and checked on the CPU, whatever the device.
+    Weights of another image size are brought to this one by timm's own loading. BatchNorm's `num_batches_tracked` may
+    be left out. Drawn and checked on the CPU, whatever the device.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         library = create(model.spec).to(getattr(torch, NUMERICS[numerics][0]))
     if weights is not None:
+        weights = _as_loaded(weights, library, model.spec)
         state = {
             name: tensor for name, tensor in library.state_dict().items() if name in weights or not _is_count(name)
         }
@@ -119,6 +123,41 @@ def load_foreign(model: ForeignModel, weights: Weights | None, *, numerics: str,
     model.library = library.to(device)
     model.is_mixed = numerics == MIXED
     return model
+
+
+def _as_loaded(weights: Weights, library: nn.Module, spec: ForeignSpec) -> Weights:
+    """Resamples as timm does (`checkpoint_filter_fn`) what depends on the image size: positions, tables of windows.
+
+    Nothing else: its loading would make patches of 16 pixels of those of 32 without a word.
+    """
+    misfits = _misfits(weights, library)
+    as_loaded = getattr(sys.modules[type(library).__module__], "checkpoint_filter_fn", None)
+    if not misfits or as_loaded is None or not misfits <= _of_image_size(library, spec):
+        return weights
+    state = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
+    with contextlib.suppress(*SIZE_ERRORS), warnings.catch_warnings():  # the strict check says what does not fit
+        warnings.simplefilter("ignore", UserWarning)  # torch's, of the speed of timm's interpolation
+        loaded = as_loaded(state, library)
+        return {**weights, **{name: loaded[name].numpy() for name in misfits}}
+    return weights
+
+
+# torch: of big_vision's weights the position embedding alone
+def _of_image_size(library: nn.Module, spec: ForeignSpec) -> set[str]:
+    """Returns the names of the arrays whose shapes change with the image size."""
+    shapes = {name: np.empty(x.shape, np.bool_) for name, x in library.state_dict().items()}
+    timm, (height, width) = _import_library(), spec.image_size
+    with torch.device("meta"):
+        others = [timm.create_model(spec.name, num_classes=spec.num_classes)]
+        with contextlib.suppress(*SIZE_ERRORS):
+            others.append(_create(timm, spec, (2 * height, 2 * width)))
+    return set().union(*(_misfits(shapes, other) for other in others))
+
+
+# torch: see _of_image_size
+def _misfits(weights: Weights, library: nn.Module) -> set[str]:
+    shapes = {name: tuple(x.shape) for name, x in library.state_dict().items()}
+    return {name for name, array in weights.items() if shapes.get(name, array.shape) != array.shape}
 
 
 def export_foreign(model: ForeignModel) -> Weights:

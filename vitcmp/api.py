@@ -39,8 +39,8 @@ def forward(
 
     images_nhwc: (b h w 3) in [-1, 1], of any size: weights whose position embedding is of another grid are resampled.
     Maps are NHWC, tokens (b n d); 16-bit outputs come back as float32; `logits` is absent where num_classes is 0.
-    A model of another library (`timm:NAME`, `big_vision:NAME`) takes that library's weights by its names, made for the
-    images' size, or None: then the library draws them from seed 0.
+    A model of another library (`timm:NAME`, `big_vision:NAME`) takes that library's weights by its names, which its own
+    loading brings to the images' size, or None: then the library draws them from seed 0.
     Raises ValueError for unknown names, wrong images and weights that do not fit, and Unsupported for what the device
     does not have.
     """

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.ndimage
 
 jax = pytest.importorskip("jax")
 pytest.importorskip("flax")
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 import vitcmp
 from jax_models.backend import JaxBackend
+from tests.big_vision_files import augreg, bit_dump, scanned
 from tests.harness.fakes import make_case
 from tests.parity.helpers import relative_error
 from vitcmp import worker
@@ -275,3 +277,36 @@ def test_our_model_and_big_visions_are_one_by_our_interface_alone(sources, backe
     assert max(relative_error(out[key], expected[key]) for key in shared) < bound
     assert backend.count_flops(vitcmp.get_spec(name)) == vitcmp.count_flops(ours).total
     assert backend.count_params(backend.build(vitcmp.get_spec(name))) == vitcmp.count_params(ours)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [scanned, lambda tree: augreg(tree, np.full((1, 1, 32), 0.5))])
+def test_older_layouts_and_another_size_are_read_as_big_vision_reads_them(sources, backend, layout):
+    """Its zoom of positions goes from corner to corner: 2x2 patches to 4x4 here."""
+    ours = vitcmp.get_spec(f"vit_ti16:{MU},pool=tok,num_classes=10,image_size=32")
+    weights = vitcmp.init_weights(ours)
+    tree = to_big_vision(weights, ours)
+    positions = scipy.ndimage.zoom(tree["pos_embedding"].reshape(2, 2, -1), (2, 2, 1), order=1)
+    expected = tree | {"pos_embedding": positions.reshape(1, 16, -1)}
+    if layout is not scanned:
+        expected["cls"] = expected["cls"] + np.float32(0.5)
+    images = np.random.default_rng(3).uniform(-1, 1, (1, 64, 64, 3))
+    name = "big_vision:vit/mu/16:pool=tok,num_classes=10"
+    out = [vitcmp.forward("jax", name, state, images)["logits"] for state in (layout(tree), expected)]
+    np.testing.assert_allclose(*out, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_dump_of_bit_is_read_as_big_vision_reads_it(sources, backend):
+    ours = vitcmp.get_spec("bit_r26x1:num_classes=10")
+    weights = vitcmp.init_weights(ours)
+    name = "big_vision:bit_paper/26:num_classes=10"
+    states = (bit_dump(weights, is_numbered=True), to_big_vision(weights, ours))
+    np.testing.assert_array_equal(*[vitcmp.forward("jax", name, state, IMAGES)["logits"] for state in states])
+
+
+@pytest.mark.parametrize("model", ["big_vision:bit_paper/26", "big_vision:vit/mu/16"])
+def test_weights_of_another_family_are_listed_as_what_does_not_fit(sources, backend, model):
+    other = to_big_vision(vitcmp.init_weights(ours := f"vit_ti16:{MU},num_classes=10,pool=map"), ours)
+    with pytest.raises(ValueError, match=f"of its arrays do not fit {model}"):
+        load(backend, f"{model}:num_classes=10,image_size=48x80", other)

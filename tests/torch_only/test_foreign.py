@@ -139,6 +139,28 @@ def test_exported_weights_have_timms_names_and_load_again(backend, name):
     load(backend, name, {key: array for key, array in state.items() if key not in counts})
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["test_vit", "test_vit3", "swin_tiny_patch4_window7_224"])
+def test_weights_of_another_image_size_are_fitted_as_timm_fits_them(name):
+    """`swin` has smaller windows, and so tables, where its map has become smaller."""
+    state = timm_model(name).float().state_dict()
+    overlay = {"state_dict": dict(state), "num_classes": 10, "label_offset": 0, "custom_load": False}
+    options = {"num_classes": 10, "img_size": SIZE, "pretrained_cfg_overlay": overlay}
+    theirs = timm.create_model(name, pretrained=True, **options).eval()
+    arrays = {key: tensor.numpy() for key, tensor in state.items()}
+    assert any(tuple(x.shape) != arrays[key].shape for key, x in theirs.state_dict().items())
+    out = vitcmp.forward("torch", f"timm:{name}:num_classes=10", arrays, IMAGES.astype(np.float32))
+    with torch.inference_mode():
+        expected = theirs(torch.tensor(IMAGES.transpose(0, 3, 1, 2), dtype=torch.float32)).numpy()
+    np.testing.assert_allclose(out["logits"], expected, atol=1e-4 * abs(expected).max())
+
+
+def test_patches_of_another_size_are_never_made_to_fit(backend):
+    state = state_of(timm_model("vit_tiny_patch16_224", patch_size=32))
+    with pytest.raises(ValueError, match=r"patch_embed.proj.weight has shape \(192, 3, 32, 32\), expected"):
+        load(backend, "timm:vit_tiny_patch16_224:num_classes=10", state)
+
+
 def test_every_array_that_does_not_fit_is_in_one_error(backend):
     state = backend.export(load(backend, CNN))
     state["fc.weihgt"] = state.pop("fc.weight")
