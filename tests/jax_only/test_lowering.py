@@ -19,13 +19,16 @@ VIT = "width=48,num_heads=3,mlp_dim=96,num_classes=10,image_size=64x80"
 SPECS = {
     "vit": f"vit_ti16:depth=2,{VIT}",
     "map": f"vit_ti16:depth=1,{VIT},pool=map",
+    "gap": f"vit_ti16:depth=1,{VIT},pool=gap,rep_size=24,pos_embed=sincos2d,gelu=tanh",
     "vitdet": f"vitdet_ti16:depth=2,{VIT},window_size=2,global_blocks=1",
     "no_rel_pos": f"vitdet_ti16:depth=2,{VIT},window_size=2,global_blocks=1,rel_pos=false",
+    "neck": f"vitdet_ti16:depth=2,{VIT},window_size=2,global_blocks=1,neck_dim=24,window_policy=divide",
     "resnet": "resnet50:depths=1+1,width=8,num_classes=10,image_size=48x80",
     "bit": "bit_r50x1:depths=1+1,num_classes=10,image_size=48x80",
+    "bit_v1": "bit_v1_r50x1:depths=1+1,num_classes=10,image_size=48x80",
     "convnext": "convnext_atto:depths=1+1,widths=8+16,num_classes=10,image_size=48x80",
 }
-VITS = ("vit", "map", "vitdet", "no_rel_pos")
+VITS = ("vit", "map", "gap", "vitdet", "no_rel_pos", "neck")
 CUSTOM_CALL = re.compile(r"stablehlo\.custom_call @(\S+?)\(")
 
 
