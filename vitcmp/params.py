@@ -93,8 +93,11 @@ def require_arrays(weights: Mapping[str, np.ndarray], *, source: str = "weights"
             f"{source} is a {type(weights).__name__}, expected a dict of names to arrays, as of load_weights"
         )
     kinds = {name: getattr(array, "dtype", type(array).__name__) for name, array in weights.items()}
+    # ml_dtypes' bfloat16 is of kind V, as raw bytes are, which have no values
     wrong = [
-        f"{name} ({kind})" for name, kind in kinds.items() if not (isinstance(kind, np.dtype) and kind.kind in "fV")
+        f"{name} ({kind})"
+        for name, kind in kinds.items()
+        if not (isinstance(kind, np.dtype) and kind.kind in "fV" and kind.type is not np.void)
     ]
     if wrong:
         raise ValueError(f"{source}: expected numpy arrays of floats, got {', '.join(wrong)}")

@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -37,6 +38,21 @@ TORCH_FAULTS = (
     AttributeError,
     TypeError,
     OSError,
+    struct.error,
+)
+NPZ_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# What numpy and zipfile raise for damaged files, found in the same way.
+NPZ_FAULTS = (
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    SyntaxError,
+    AttributeError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
     struct.error,
 )
 
@@ -120,10 +136,10 @@ def split_subtree(source: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def as_floats(state: State, source: str) -> dict[str, np.ndarray]:
-    """Returns numpy arrays of float32, or of float64 where they were; counters of BatchNorm are left out."""
+    """Returns arrays or CPU tensors as numpy's, float32 or float64 where they were; without BatchNorm's counters."""
     arrays, faults = {}, []
     for name, value in state.items():
-        array = np.asarray(value)
+        array = _numpy(value) if hasattr(value, "is_quantized") else np.asarray(value)
         if name.endswith("num_batches_tracked"):
             continue
         if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bfloat16, which numpy stores as raw bytes
@@ -149,7 +165,11 @@ def as_numbers(state: State, source: str) -> dict[str, np.ndarray]:
 
 def _existing_file(path: str | os.PathLike[str]) -> Path:
     path = Path(os.path.expanduser(path))  # Path's own raises where there is no such user
-    if not path.exists():
+    try:
+        is_there = path.exists()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    if not is_there:
         names = [item.name for item in path.parent.iterdir() if item.is_file()] if path.parent.is_dir() else []
         raise ValueError(f"{path}: no such file{did_you_mean(path.name, names)}")
     if not path.is_file():
@@ -198,8 +218,11 @@ def _read_npz(path: Path) -> State:
             foreign = [name for name in file.zip.namelist() if not name.endswith(".npy")]
             if foreign:
                 raise ValueError(f"holds {', '.join(foreign[:3])}, as a torch file does: is its suffix .npz?")
+            packed = [x.filename for x in file.zip.infolist() if x.flag_bits & 1 or x.compress_type not in NPZ_PACKED]
+            if packed:
+                raise ValueError(f"{', '.join(packed[:3])}: encrypted, or not packed as numpy packs arrays")
             return {name: file[name] for name in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError) as error:
+    except NPZ_FAULTS as error:
         raise ValueError(f"{path}: not an .npz file of plain arrays, or a damaged one: {error}") from error
 
 

@@ -52,6 +52,21 @@ def array_file(array):
     return buffer.getvalue()
 
 
+def damaged_header():
+    """One byte of an array's header: numpy reads it before the checksum of a long array is known."""
+    data = bytearray(npz_of(norm=np.ones(9999, "f4")))
+    data[data.index(b", }") + 2] = 0x82
+    return bytes(data)
+
+
+def encrypted():
+    """Says of an array that it is encrypted, in both of its headers."""
+    data = bytearray(zip_of(**{"norm__bias.npy": array_file(np.ones(3))}))
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(header) + flags] |= 1
+    return bytes(data)
+
+
 def huge_header():
     """Says of a few bytes that they are 36 terabytes."""
     buffer = io.BytesIO()
@@ -99,6 +114,8 @@ BAD_FILES = {
     "no npz": ("w.npz", lambda: b"hello, I am a text", "not an .npz file of arrays (a pickle, a single array, or"),
     "cut npz": ("w.npz", lambda: bytes_of(".npz")[:-999], "not an .npz file of arrays (a pickle, a single array, or"),
     "flipped bit": ("w.npz", lambda: flip(bytes_of(".npz"), 3000), "or a damaged one: Bad CRC-32"),
+    "damaged header": ("w.npz", lambda: damaged_header(), "not an .npz file of plain arrays, or a damaged one"),
+    "encrypted": ("w.npz", lambda: encrypted(), "norm/bias.npy: encrypted, or not packed as numpy packs arrays"),
     "single array": ("w.npz", lambda: array_file(np.ones(3)), "not an .npz file of arrays (a pickle, a single array"),
     "pickle as npz": ("w.npz", lambda: pickle.dumps(Danger()), "not an .npz file of arrays (a pickle, a single array"),
     "objects in npz": ("w.npz", lambda: npz_of(head=np.array([Danger()])), "Object arrays cannot be loaded"),
@@ -215,6 +232,8 @@ def test_a_path_that_is_no_file_is_named(folder, read):
         read("nowhere/weights.npz")
     with pytest.raises(ValueError, match="is a folder, not a file of weights"):
         read(folder)
+    with pytest.raises(ValueError, match=r"a\.npz: cannot be read: File name too long"):
+        read("a" * 300 + ".npz")
     with pytest.raises(ValueError, match="is not a regular file"):
         read("/dev/null")
 

@@ -233,6 +233,16 @@ def test_16_bit_arrays_become_float32(tmp_path, suffix, dtype):
     assert {array.dtype for array in weights.values()} == {np.dtype("float32")}
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_a_live_models_tensors_and_parameters_load_too(dtype):
+    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3).to(getattr(torch, dtype))
+    spec = "vit_ti16:depth=1,num_classes=3"
+    weights = from_timm(dict(model.named_parameters()), spec)
+    state = {name: (x if dtype == "float64" else x.float()).numpy() for name, x in model.state_dict().items()}
+    assert_equal(weights, from_timm(state, spec))
+
+
 def other(state):
     return {name: array * 0 for name, array in state.items()}
 

@@ -288,3 +288,10 @@ def test_a_neck_must_fit_the_heads_of_attention_pooling():
     with pytest.raises(ValueError, match="neck_dim=7 is not divisible by num_heads=2"):
         vitcmp.get_spec(f"{VITDET},neck_dim=7,pool=map")
     assert vitcmp.get_spec(f"{VITDET},neck_dim=7").neck_dim == 7
+
+
+def test_raw_bytes_are_no_weights():
+    """As numpy reads bfloat16 from an `.npz`; `load_weights` makes floats of them."""
+    weights = {name: np.zeros(array.shape, "V2") for name, array in init_weights(VIT).items()}
+    with pytest.raises(ValueError, match=r"expected numpy arrays of floats, got .*\(\|V2\)"):
+        check_weights(weights, VIT)
