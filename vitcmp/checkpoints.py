@@ -27,7 +27,7 @@ from vitcmp.params import (
 )
 from vitcmp.sizes import CONVNEXT_SIZES
 from vitcmp.specs import BiTSpec, ConvNeXtSpec, Spec, ViTDetSpec, ViTSpec, get_spec
-from vitcmp.timm_hub import is_timm, read_timm, split_timm
+from vitcmp.timm_hub import TimmState, Told, is_timm, read_timm, split_timm
 from vitcmp.trees import select_tree
 from vitcmp.weight_files import State, as_floats, file_id, read_arrays, split_subtree, write_arrays
 
@@ -148,9 +148,10 @@ def from_timm(state: State, spec: Spec | str, *, source: str = "state") -> Weigh
     """Returns canonical weights from a timm state dict of numpy arrays or CPU tensors, strictly.
 
     The position of the class token is folded into the token. A flat position embedding is taken to be of the spec's
-    grid where it has as many rows, as timm takes it, and else of a square grid. `source` names the state in errors.
+    grid where it has as many rows, and else of a square one; of `read_timm` it is of the grid of timm's model, and a
+    spec that computes otherwise than that model is refused. `source` names the state in errors.
     """
-    spec = get_spec(spec)
+    spec, told = get_spec(spec), state.told if isinstance(state, TimmState) else None
     arrays = as_floats(state, source)
     _refuse_unsupported(arrays, source)
     is_plain = _is_plain_vit(arrays)
@@ -160,8 +161,11 @@ def from_timm(state: State, spec: Spec | str, *, source: str = "state") -> Weigh
             weights[name] = _from_timm_layout(arrays.pop(theirs), leaf, spec)
     weights |= arrays  # what no leaf asked for, to be listed by its own name
     if isinstance(spec, ViTSpec) and "pos_embed" in weights:
-        _unflatten_pos_embed(weights, spec, source)
-    return _fit(weights, spec, is_plain=is_plain, is_timm=True, source=source)
+        _unflatten_pos_embed(weights, spec, told, source)
+    weights = _fit(weights, spec, is_plain=is_plain, is_timm=True, source=source)
+    if told:
+        told.require(spec, source)
+    return weights
 
 
 def to_timm(weights: Weights, spec: Spec | str, *, conv_mlp: bool | None = None) -> Weights:
@@ -252,11 +256,13 @@ def _to_timm_layout(array: np.ndarray, kind: Kind) -> np.ndarray:
     return array.transpose(3, 2, 0, 1) if kind == "conv" and array.ndim == 4 else array
 
 
-def _unflatten_pos_embed(weights: Weights, spec: ViTSpec, source: str) -> None:
+def _unflatten_pos_embed(weights: Weights, spec: ViTSpec, told: Told | None, source: str) -> None:
     """Gives the position embedding its grid: (1 1+n d) -> (1 h w d), and adds its first row to the class token."""
     table, token = weights["pos_embed"], weights.get("cls_token")
     if table.ndim == 3 and (token is None or token.shape == (1, 1, table.shape[-1])):
-        num_tokens, grid = _grid_of(table.shape[1], spec.grid_size, has_token=token is not None, source=source)
+        num_tokens, grid = (told and told.grid_of(table.shape[1])) or _grid_of(
+            table.shape[1], spec.grid_size, has_token=token is not None, source=source
+        )
         if num_tokens:
             weights["cls_token"] = token + table[:, :1]
         table = weights["pos_embed"] = table[:, num_tokens:].reshape(-1, *grid, table.shape[-1])

@@ -1,7 +1,7 @@
 """The spec of a checkpoint, told from the names and shapes of its arrays, and the text that stands for a spec.
 
-Numerics leave no trace in arrays: they are those of the library whose names the file has (GELU's tanh form and BiT's
-epsilons of big_vision), and else a spec's defaults.
+Numerics leave no trace in arrays: they are those of timm's model where its name was given (`timm:NAME`), those of the
+library whose names the file has (GELU's tanh form and BiT's epsilons of big_vision), and else a spec's defaults.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from vitcmp.specs import (
     format_image_size,
     get_spec,
 )
+from vitcmp.timm_hub import TimmState, Told
 from vitcmp.weight_files import State
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -41,11 +42,15 @@ def infer_spec(state: State, *, source: str = "state") -> Spec:
     """
     layout = layout_of(state, source)
     shapes = _canonical_shapes(state, layout, source)
+    told = state.told if isinstance(state, TimmState) else Told()
+    if grid := told.grid_of(shapes.get("pos_embed", (0, 0))[1]):
+        shapes["pos_embed"] = (1, *grid[1], shapes["pos_embed"][-1])
     try:
-        cls, fields = _family(shapes)
+        cls, fields = _family(shapes, told.fields.get("num_heads"))
         if layout == "big_vision":
             fields |= BIG_VISION_NUMERICS.get(cls, {})
-        return cls(**fields)
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**fields | {name: value for name, value in told.fields.items() if name in known})
     except KeyError as error:
         fault = f"there is no {error.args[0]}"
     except (IndexError, ValueError) as error:
@@ -113,10 +118,11 @@ def _from_timm(name: str, shape: tuple[int, ...], *, is_vit: bool) -> tuple[str,
     return "/".join(filter(None, (module.replace(".", "/"), leaf))), shape
 
 
-def _family(shapes: Shapes) -> tuple[type[Spec], Fields]:
+def _family(shapes: Shapes, num_heads: int | None) -> tuple[type[Spec], Fields]:
     is_vitdet = any(name.startswith("neck/") or "/rel_pos_" in name for name in shapes)
     if "patch_embed/proj/kernel" in shapes:
-        return (ViTDetSpec, _vit(shapes) | _vitdet(shapes)) if is_vitdet else (ViTSpec, _vit(shapes))
+        fields = _vit(shapes, num_heads)
+        return (ViTDetSpec, fields | _vitdet(shapes)) if is_vitdet else (ViTSpec, fields)
     if "conv1/kernel" in shapes:
         return ResNetSpec, _resnet(shapes)
     if "stem/0/kernel" in shapes:
@@ -126,14 +132,14 @@ def _family(shapes: Shapes) -> tuple[type[Spec], Fields]:
     raise ValueError("the names are of no family that it knows (ViT, ViTDet, ResNet, BiT, ConvNeXt)")
 
 
-def _vit(shapes: Shapes) -> Fields:
+def _vit(shapes: Shapes, num_heads: int | None) -> Fields:
     patch_size, _, _, width = shapes["patch_embed/proj/kernel"]
     depth, mlp_dim = _count(shapes, r"blocks/(\d+)/"), shapes["blocks/0/mlp/fc1/kernel"][1]
     has_token = "cls_token" in shapes
     fields: Fields = {
         "width": width,
         "depth": depth,
-        "num_heads": _num_heads(shapes, width, depth, mlp_dim),
+        "num_heads": num_heads or _num_heads(shapes, width, depth, mlp_dim),
         "mlp_dim": mlp_dim,
         "patch_size": patch_size,
         "pool": "tok" if has_token else "map" if "attn_pool/latent" in shapes else "gap",

@@ -1,24 +1,79 @@
 """timm's pretrained weights by name: from the hub, or from a local file by timm's own loading. Nothing is unpickled.
 
 `timm:NAME` is what `timm.create_model(NAME, pretrained=True)` holds; `timm:NAME:FILE` is the same with FILE in place of
-the hub's, for files that timm renames while it loads them (`checkpoint_filter_fn` of each family).
+the hub's, for files that timm renames while it loads them (`checkpoint_filter_fn` of each family). The name tells what
+no array does, such as epsilons and the form of GELU: a `TimmState` carries it along.
 """
 
 import contextlib
+import dataclasses
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from vitcmp.specs import did_you_mean
-from vitcmp.weight_files import State, as_floats, read_arrays
+from vitcmp.specs import Spec, ViTDetSpec, did_you_mean
+from vitcmp.weight_files import as_floats, read_arrays
 
 PREFIX = "timm:"
 HEADS = ("head.fc", "head", "fc", "classifier")  # where families keep their classifier, before timm renames it
 # What timm's loading raises for files that do not fit, tried on wrong models, cut names and wrong shapes.
 MISFITS = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError, NotImplementedError)
 WHAT_TO_DO = "download the weights of {hub} from the hub elsewhere, and give the file as PATH or as timm:{name}:PATH"
+# The modules without parts of the models that a spec can describe: any other is a trait that none has.
+POOLS = {"Identity", "Dropout", "FastAdaptiveAvgPool", "AdaptiveAvgPool2d", "Flatten", "MaxPool2d", "ConstantPad2d"}
+DESCRIBED = {
+    "VisionTransformer": {"Conv2d", "Linear", "LayerNorm", "GELU", "GELUTanh"},
+    "VisionTransformerSAM": {"Conv2d", "Linear", "LayerNorm", "LayerNorm2d", "GELU", "GELUTanh"},
+    "ConvNeXt": {"Conv2d", "Linear", "LayerNorm", "LayerNorm2d", "GELU", "GELUTanh"},
+    "ResNet": {"Conv2d", "Linear", "BatchNorm2d", "ReLU"},
+    "ResNetV2": {"StdConv2d", "Conv2d", "ReLU"},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Told:
+    """What timm's model is beyond its arrays."""
+
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # by the names of a spec's fields
+    traits: tuple[str, ...] = ()  # what no spec describes
+    num_positions_before: int = 0  # rows of the position embedding before the grid's: 1 of a class token
+    grid_size: tuple[int, int] | None = None  # of the position embedding, where it is flat
+
+    def grid_of(self, num_rows: int) -> tuple[int, tuple[int, int]] | None:
+        """Returns the rows before the grid's and the grid: the model's own or a square; None where neither fits."""
+        rows, side = num_rows - self.num_positions_before, math.isqrt(max(num_rows - self.num_positions_before, 0))
+        if self.grid_size is None or rows not in (math.prod(self.grid_size), side**2):
+            return None
+        return self.num_positions_before, self.grid_size if rows == math.prod(self.grid_size) else (side, side)
+
+    def require(self, spec: Spec, source: str) -> None:
+        """Raises ValueError where a spec that has the same arrays computes another function of them."""
+        is_upcycled = isinstance(spec, ViTDetSpec) and "global_blocks" not in self.fields  # a plain ViT's weights
+        other = {
+            name: value
+            for name, value in self.fields.items()
+            if getattr(spec, name, value) != value and not (is_upcycled and name == "pool")
+        }
+        if self.traits and not is_upcycled:
+            raise ValueError(f"{source}: this variant is not supported: {'; '.join(self.traits)}, which no spec has")
+        if other:
+            theirs = ", ".join(f"{name}={value} and not {getattr(spec, name)}" for name, value in other.items())
+            fields = ",".join(f"{name}={value}" for name, value in other.items())
+            raise ValueError(
+                f"{source}: its arrays fit {spec}, but timm's model has {theirs}; write MODEL:{fields}, or give a file "
+                "by its path alone"
+            )
+
+
+class TimmState(dict[str, np.ndarray]):
+    """The arrays of timm's model by timm's names, and what else it is."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], told: Told) -> None:
+        super().__init__(arrays)
+        self.told = told
 
 
 def is_timm(source: str | os.PathLike[str]) -> bool:
@@ -33,7 +88,7 @@ def split_timm(source: str) -> tuple[str, str]:
     return name, path
 
 
-def read_timm(source: str) -> State:
+def read_timm(source: str) -> TimmState:
     """Returns the state dict of timm's model as numpy arrays, float64 where a local file has float64.
 
     Raises ValueError where timm is not installed, has no such model or no weights for it, cannot reach the hub, or does
@@ -75,24 +130,22 @@ def _require_weights(timm: Any, name: str, path: str, source: str) -> None:
         )
 
 
-def _read_hub(timm: Any, name: str, source: str) -> State:
+def _read_hub(timm: Any, name: str, source: str) -> TimmState:
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the library it asks with
+
     hub = timm.models.get_pretrained_cfg(name).hf_hub_id or f"timm/{name}"
     try:
         model = timm.create_model(name, pretrained=True)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # of huggingface_hub and of urllib: offline, refused, not found
+    except (OSError, ValueError, RuntimeError, AssertionError, HTTPError) as error:  # offline, refused, not found
         is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
         why = "HF_HUB_OFFLINE is set, and it is not in the cache" if is_offline else f"{type(error).__name__}: {error}"
         raise ValueError(
             f"{source}: cannot be had from the hub ({why}); {WHAT_TO_DO.format(hub=hub, name=name)}"
         ) from error
-    return _arrays(model)
+    return TimmState(_arrays(model), told_of(model))
 
 
-def _read_file(timm: Any, name: str, path: str, source: str) -> State:
+def _read_file(timm: Any, name: str, path: str, source: str) -> TimmState:
     """Loads a file as timm would; its arrays are read here, where no pickle is run."""
     import torch
 
@@ -111,7 +164,7 @@ def _read_file(timm: Any, name: str, path: str, source: str) -> State:
     return loaded
 
 
-def _load_torch(timm: Any, name: str, arrays: dict[str, np.ndarray]) -> State:
+def _load_torch(timm: Any, name: str, arrays: dict[str, np.ndarray]) -> TimmState:
     import torch
 
     heads = [arrays[f"{head}.weight"] for head in HEADS if f"{head}.weight" in arrays]
@@ -126,10 +179,10 @@ def _load_torch(timm: Any, name: str, arrays: dict[str, np.ndarray]) -> State:
         raise ValueError(f"it lacks {', '.join(missing[:10])}")
     if "pos_embed" in arrays and arrays["pos_embed"].shape != loaded["pos_embed"].shape:
         loaded["pos_embed"] = arrays["pos_embed"]  # of its own grid: resampled once, in float64, where it is needed
-    return loaded
+    return TimmState(loaded, told_of(model))
 
 
-def _load_flax(timm: Any, name: str, path: str, arrays: dict[str, np.ndarray]) -> State:
+def _load_flax(timm: Any, name: str, path: str, arrays: dict[str, np.ndarray]) -> TimmState:
     """Has timm read an `.npz` of big_vision's. What it leaves out would stay random: it is NaN here, and refused."""
     import torch
 
@@ -146,7 +199,52 @@ def _load_flax(timm: Any, name: str, path: str, arrays: dict[str, np.ndarray]) -
     missing = [key for key, array in loaded.items() if not np.isfinite(array).all()]
     if missing:
         raise ValueError(f"timm leaves {', '.join(missing[:10])} out; give the path alone")
-    return loaded
+    return TimmState(loaded, told_of(model))
+
+
+def told_of(model: Any) -> Told:
+    """Reads off timm's modules what a spec says and its arrays do not; of other classes than DESCRIBED nothing."""
+    kind = type(model).__name__
+    if kind not in DESCRIBED:
+        return Told()
+    parts = [module for module in model.modules() if not list(module.children())]
+    foreign = {type(part).__name__ for part in parts} - DESCRIBED[kind] - POOLS
+    traits = [f"it has {', '.join(sorted(foreign))}"] * bool(foreign)
+    if any(getattr(part, "dilation", 1) not in (1, (1, 1)) for part in parts):
+        traits.append("its convolutions are dilated")
+    if kind.startswith("VisionTransformer"):
+        return _told_of_vit(model, traits)
+    if kind == "ConvNeXt":
+        block = model.stages[0].blocks[0]
+        return Told(fields={"gelu": _gelu(block.mlp.act), "norm_eps": block.norm.eps}, traits=tuple(traits))
+    if kind == "ResNet":
+        return Told(fields={"norm_eps": model.bn1.eps}, traits=tuple(traits))
+    stem_pad = "zero" if hasattr(model.stem, "pad") else "lowest"
+    numerics = {"norm_eps": getattr(model.norm, "eps", 0), "weight_eps": getattr(model.stem.conv, "eps", 0)}
+    return Told(fields=numerics | {"stem_pad": stem_pad}, traits=tuple(traits))
+
+
+def _told_of_vit(model: Any, traits: list[str]) -> Told:
+    block = model.blocks[0]
+    fields = {"num_heads": block.attn.num_heads, "gelu": _gelu(block.mlp.act), "norm_eps": block.norm1.eps}
+    if type(model).__name__ == "VisionTransformerSAM":
+        windows = [block.window_size for block in model.blocks]
+        fields["global_blocks"] = tuple(i for i, window in enumerate(windows) if not window)
+        fields |= {"window_size": max(windows)} if any(windows) else {}
+        return Told(fields=fields, traits=tuple(traits))
+    pool = {"token": "tok", "avg": "gap", "map": "map"}.get(model.global_pool)
+    if pool is None or model.has_class_token != (pool == "tok"):
+        traits.append(f"it pools by {model.global_pool!r}{' beside a class token' * model.has_class_token}")
+    return Told(
+        fields=fields | ({"pool": pool} if pool else {}),
+        traits=tuple(traits),
+        num_positions_before=0 if model.no_embed_class else model.num_prefix_tokens,
+        grid_size=tuple(model.patch_embed.grid_size),
+    )
+
+
+def _gelu(module: Any) -> str:
+    return "tanh" if type(module).__name__ == "GELUTanh" or getattr(module, "approximate", "") == "tanh" else "erf"
 
 
 def _arrays(model: Any) -> dict[str, np.ndarray]:

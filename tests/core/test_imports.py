@@ -19,7 +19,7 @@ EXTRA_PACKAGES = {
     "run": {"rich"},
     "report": {"rich"},
     "weight_files": {"safetensors", "torch"},
-    "timm_hub": {"timm", "torch"},
+    "timm_hub": {"timm", "torch", "huggingface_hub"},
 }
 TINY = "vit_ti16:depth=1,width=48,num_heads=3,mlp_dim=96,num_classes=10,image_size=32x48"
 CHILD = """

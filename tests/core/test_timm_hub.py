@@ -11,8 +11,10 @@ torch = pytest.importorskip("torch")
 
 from tests.big_vision_files import augreg, vit_tree
 from vitcmp.checkpoints import from_timm, load_weights, weights_id
+from vitcmp.infer import infer_spec
 from vitcmp.params import fit_image_size, init_weights
-from vitcmp.timm_hub import read_timm
+from vitcmp.specs import get_spec
+from vitcmp.timm_hub import TimmState, Told, read_timm, told_of
 
 VIT, RESNET = "vit_tiny_patch16_224", "resnet18"
 
@@ -186,3 +188,102 @@ def test_the_id_of_timms_weights_has_its_version_and_the_hash_of_a_file(tmp_path
     monkeypatch.setattr(importlib.metadata, "version", absent)
     with pytest.raises(ValueError, match="timm is not installed; pip install timm, or give a file"):
         weights_id(f"timm:{VIT}")
+
+
+def test_a_proxy_that_refuses_is_one_clear_error(hub):
+    errors = pytest.importorskip("huggingface_hub.errors")
+    hub.append(errors.HTTPError("403 Forbidden"))
+    with pytest.raises(ValueError, match=r"timm:vit_tiny_patch16_224: cannot be had from the hub \(.*; download"):
+        read_timm(f"timm:{VIT}")
+
+
+def saved(path, name, **options):
+    """A file of timm's model with random weights, and its state."""
+    torch.manual_seed(0)
+    state = timm.create_model(name, pretrained=False, **options).state_dict()
+    torch.save(state, path)
+    return state
+
+
+@pytest.mark.parametrize("size", ["112x448", "208x240"])
+def test_the_name_tells_the_grid_where_rows_alone_would_mislead(tmp_path, size):
+    """196 rows are 14x14 and 7x28, and a class token and 13x15."""
+    state = saved(tmp_path / "w.pth", VIT)
+    loaded = load_weights(f"timm:{VIT}:{tmp_path}/w.pth", f"vit_ti16:image_size={size}")
+    assert_equal(loaded, fit_image_size(from_timm(state, "vit_ti16"), f"vit_ti16:image_size={size}"))
+
+
+def test_the_name_tells_a_table_without_a_class_token_of_another_grid():
+    """As `no_embed_class=True` has it: 196 rows of 14x14, and none of the class token, at 13x15 = 195."""
+    state = timm.create_model(VIT, no_embed_class=True).state_dict()
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    told = Told(grid_size=(14, 14), num_positions_before=0)
+    weights = from_timm(TimmState(arrays, told), "vit_ti16:image_size=208x240")
+    np.testing.assert_array_equal(weights["cls_token"], arrays["cls_token"])
+
+
+def state_of(name, **options):
+    """What `read_timm` gives, of a model whose arrays are zeros and take no memory."""
+    with torch.device("meta"):
+        model = timm.create_model(name, **options)
+    zero = np.float32(0)
+    return TimmState({key: np.broadcast_to(zero, x.shape) for key, x in model.state_dict().items()}, told_of(model))
+
+
+SIGLIP = "vit_b32:pool=map,num_classes=0,image_size=256"
+SAM = "vitdet_b16:neck_dim=256,num_classes=0,image_size=1024"
+TEST_VIT = "vit_ti16:width=64,depth=6,mlp_dim=192,image_size=160"
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "message"),
+    [
+        ("test_vit", f"{TEST_VIT},num_heads=4", "num_heads=2 and not 4; write MODEL:num_heads=2"),
+        ("vit_base_patch32_siglip_256", SIGLIP, "gelu=tanh and not erf; write MODEL:gelu=tanh, or give a file by its"),
+        ("resnetblur18", "resnet18", "this variant is not supported: it has BlurPool2d, which no spec has"),
+        ("samvit_base_patch16", SAM, "norm_eps=1e-05 and not 1e-06"),
+        ("samvit_base_patch16", f"{SAM},norm_eps=1e-5,global_blocks=2+5+11", "blocks.8.attn.rel_pos_h has shape"),
+        ("resnetv2_50x1_bit", "bit_r50x1:weight_eps=1e-10,stem_pad=lowest", "stem_pad=zero and not lowest"),
+        ("convnext_atto", "convnext_atto:gelu=tanh", "gelu=erf and not tanh"),
+        ("vit_base_patch16_224", "vitdet_b16:norm_eps=1e-5", "norm_eps=1e-06 and not 1e-05"),
+    ],
+)
+def test_a_spec_that_computes_otherwise_than_the_named_model_is_refused(name, model, message):
+    with pytest.raises(ValueError) as caught:
+        from_timm(state_of(name), model)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"global_pool": "avg", "fc_norm": False}, "it pools by 'avg' beside a class token"),
+        ({"global_pool": "max", "fc_norm": False, "class_token": False}, "it pools by 'max'"),
+        ({"act_layer": "quick_gelu"}, "it has QuickGELU"),
+    ],
+)
+def test_a_vit_of_the_same_arrays_that_no_spec_describes_is_refused(options, message):
+    model = "vit_ti16" if options.get("class_token", True) else "vit_ti16:pool=gap"
+    with pytest.raises(ValueError, match=f"this variant is not supported: {message}, which no spec has"):
+        from_timm(state_of(VIT, **options), model)
+
+
+def test_a_dilated_resnet_is_refused():
+    with pytest.raises(ValueError, match="its convolutions are dilated"):
+        from_timm(state_of("resnet18", output_stride=16), "resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("test_vit", f"{TEST_VIT},num_heads=2"),
+        ("vit_base_patch32_siglip_256", f"{SIGLIP},gelu=tanh"),
+        ("resnetv2_50x1_bit", "bit_r50x1"),
+        ("samvit_base_patch16", f"{SAM},norm_eps=1e-5"),
+        ("convnext_atto", "convnext_atto"),
+        ("resnet50", "resnet50"),
+    ],
+)
+def test_the_name_tells_the_spec(name, model):
+    assert infer_spec(state_of(name)) == get_spec(model)
+    from_timm(state_of(name), model)
