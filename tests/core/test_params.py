@@ -42,6 +42,7 @@ def digest(weights: Weights) -> str:
         ("vit_b16", 86_566_888),  # big_vision's; timm has 768 more, the class token's position
         ("vit_b16:pool=gap", 86_566_120),
         ("vit_ti16", 5_717_224),
+        ("vit_gopt16:pool=map,num_classes=0,image_size=256", 1_163_168_256),  # timm's vit_giantopt_patch16_siglip_256
         ("vitdet_b16:image_size=1024,neck_dim=256,num_classes=0", 89_670_912),  # SAM's image encoder
         ("resnet18", 11_689_512),
         ("resnet50", 25_557_032),
