@@ -1,7 +1,7 @@
 """The published sizes of the families, by the names that `get_spec` takes."""
 
 # Sizes: (width, depth, num_heads, mlp_dim). Ti S: arXiv:2012.12877 Table 1; B L H: arXiv:2010.11929 Table 1;
-# g G: arXiv:2106.04560 Table 2; So400m: arXiv:2305.13035; gopt: SigLIP 2's giant (big_vision's g-opt), arXiv:2502.14786.
+# g G: arXiv:2106.04560 Table 2; So400m: arXiv:2305.13035; gopt: big_vision's g-opt, of SigLIP 2, arXiv:2502.14786.
 VIT_SIZES = {
     "ti": (192, 12, 3, 768),
     "s": (384, 12, 6, 1536),

@@ -39,6 +39,7 @@ class Told:
 
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # by the names of a spec's fields
     traits: tuple[str, ...] = ()  # what no spec describes
+    foreign_pool: str = ""  # a way to pool that no spec describes; it is dropped where a plain ViT is upcycled
     num_positions_before: int = 0  # rows of the position embedding before the grid's: 1 of a class token
     grid_size: tuple[int, int] | None = None  # of the position embedding, where it is flat
 
@@ -57,8 +58,9 @@ class Told:
             for name, value in self.fields.items()
             if getattr(spec, name, value) != value and not (is_upcycled and name == "pool")
         }
-        if self.traits and not is_upcycled:
-            raise ValueError(f"{source}: this variant is not supported: {'; '.join(self.traits)}, which no spec has")
+        traits = [*self.traits, *([self.foreign_pool] if self.foreign_pool and not is_upcycled else [])]
+        if traits:
+            raise ValueError(f"{source}: this variant is not supported: {'; '.join(traits)}, which no spec has")
         if other:
             theirs = ", ".join(f"{name}={value} and not {getattr(spec, name)}" for name, value in other.items())
             fields = ",".join(f"{name}={value}" for name, value in other.items())
@@ -233,11 +235,13 @@ def _told_of_vit(model: Any, traits: list[str]) -> Told:
         fields |= {"window_size": max(windows)} if any(windows) else {}
         return Told(fields=fields, traits=tuple(traits))
     pool = {"token": "tok", "avg": "gap", "map": "map"}.get(model.global_pool)
-    if pool is None or model.has_class_token != (pool == "tok"):
-        traits.append(f"it pools by {model.global_pool!r}{' beside a class token' * model.has_class_token}")
+    is_ours = pool is not None and model.has_class_token == (pool == "tok")
     return Told(
-        fields=fields | ({"pool": pool} if pool else {}),
+        fields=fields | ({"pool": pool} if is_ours else {}),
         traits=tuple(traits),
+        foreign_pool=""
+        if is_ours
+        else f"it pools by {model.global_pool!r}{' beside a class token' * model.has_class_token}",
         num_positions_before=0 if model.no_embed_class else model.num_prefix_tokens,
         grid_size=tuple(model.patch_embed.grid_size),
     )

@@ -268,6 +268,12 @@ def test_a_vit_of_the_same_arrays_that_no_spec_describes_is_refused(options, mes
         from_timm(state_of(VIT, **options), model)
 
 
+def test_how_a_vit_pools_is_dropped_where_it_is_upcycled_and_its_gelu_is_not():
+    from_timm(state_of(VIT, global_pool="avg", fc_norm=False), "vitdet_ti16")
+    with pytest.raises(ValueError, match="it has QuickGELU, which no spec has"):
+        from_timm(state_of(VIT, act_layer="quick_gelu"), "vitdet_ti16")
+
+
 def test_a_dilated_resnet_is_refused():
     with pytest.raises(ValueError, match="its convolutions are dilated"):
         from_timm(state_of("resnet18", output_stride=16), "resnet18")
