@@ -24,7 +24,8 @@ from vitcmp.specs import BigVisionSpec, ForeignSpec
 
 SEED = 0  # of weights that nobody gave
 MIXED = "bfloat16_mixed"
-
+# What big_vision's loading raises for weights of another model.
+LOADING_ERRORS = RuntimeError, AssertionError, ValueError, TypeError, LookupError, AttributeError
 
 # By kind of model and by big_vision's name of an output, ours. Of a stage's units the last one is the stage.
 NAMES = {
@@ -120,24 +121,31 @@ def load_foreign(model: ForeignModel, weights: Weights | None, *, numerics: str,
 
 
 def _as_loaded(weights: Weights, drawn: Mapping[str, jax.ShapeDtypeStruct], spec: ForeignSpec) -> Weights:
-    """Renames and resamples as big_vision's own `load` does; its zoom of positions is of square grids alone."""
+    """Renames and resamples as big_vision's own `load` does; it zooms from a square grid to a square one alone."""
     if {name: array.shape for name, array in weights.items()} == {name: x.shape for name, x in drawn.items()}:
         return weights
     kind = spec.name.partition("/")[0]
     module = _import_library(_find_library(kind), kind)
     # jax: timm has one function for all; big_vision's `load` reads a file, and calls these
-    with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError):  # the strict check says what is wrong
-        tree = traverse_util.unflatten_dict(dict(weights), sep="/")
+    with contextlib.suppress(*LOADING_ERRORS):  # the strict check says what does not fit
+        tree = traverse_util.unflatten_dict({name: np.array(x) for name, x in weights.items()}, sep="/")
         for rename in ("maybe_convert_big_transfer_format", "fix_old_checkpoints"):
             tree = getattr(module, rename, lambda tree: tree)(tree)
         if "encoderblock" in tree.get("Transformer", {}):
             tree = module.scan_to_pyloop(tree)
         loaded = traverse_util.flatten_dict(tree, sep="/")
-        if "pos_embedding" in loaded and "pos_embedding" in drawn:
-            new = drawn["pos_embedding"]
-            loaded["pos_embedding"] = module.resample_posemb(old=loaded["pos_embedding"], new=new)
+        if "pos_embedding" in loaded and "pos_embedding" in drawn and _has_square_grid(drawn, spec):
+            positions = {"old": loaded["pos_embedding"], "new": drawn["pos_embedding"]}
+            loaded["pos_embedding"] = module.resample_posemb(**positions)
         return loaded
     return weights
+
+
+# jax: timm has grids of any shape
+def _has_square_grid(drawn: Mapping[str, jax.ShapeDtypeStruct], spec: ForeignSpec) -> bool:
+    patch_size = drawn["embedding/kernel"].shape[0]
+    height, width = (side // patch_size for side in spec.image_size)
+    return height == width
 
 
 def export_foreign(model: ForeignModel) -> Weights:

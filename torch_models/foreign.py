@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import inspect
-import sys
 import traceback
 import warnings
 from collections import Counter
@@ -28,6 +27,7 @@ MIXED = "bfloat16_mixed"
 SDPA = "scaled_dot_product_attention"
 # What timm's models raise for an image that they cannot take.
 SIZE_ERRORS = RuntimeError, AssertionError, ValueError, TypeError, IndexError, ZeroDivisionError
+LOADING_ERRORS = *SIZE_ERRORS, LookupError, AttributeError  # and its loading, for weights of another model
 
 
 class ForeignModel(nn.Module):
@@ -126,18 +126,23 @@ def load_foreign(model: ForeignModel, weights: Weights | None, *, numerics: str,
 
 
 def _as_loaded(weights: Weights, library: nn.Module, spec: ForeignSpec) -> Weights:
-    """Resamples as timm does (`checkpoint_filter_fn`) what depends on the image size: positions, tables of windows.
+    """Has timm's own loading resample what depends on the image size: positions, tables of windows.
 
-    Nothing else: its loading would make patches of 16 pixels of those of 32 without a word.
+    Nothing else: it would make patches of 16 pixels of those of 32 without a word. Positions of as many rows as the
+    grid's are of that grid, unless the weights are `timm:NAME`'s, of which another is known.
     """
     misfits = _misfits(weights, library)
-    as_loaded = getattr(sys.modules[type(library).__module__], "checkpoint_filter_fn", None)
-    if not misfits or as_loaded is None or not misfits <= _of_image_size(library, spec):
+    made_for = getattr(getattr(weights, "told", None), "grid_size", None)
+    if made_for not in (None, getattr(getattr(library, "patch_embed", None), "grid_size", made_for)):
+        misfits.add("pos_embed")
+    if not misfits or not misfits <= _of_image_size(library, spec) | {"pos_embed"}:
         return weights
     state = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
-    with contextlib.suppress(*SIZE_ERRORS), warnings.catch_warnings():  # the strict check says what does not fit
+    overlay = {"state_dict": state, "num_classes": spec.num_classes, "label_offset": 0, "custom_load": False}
+    options = {"pretrained": True, "pretrained_cfg_overlay": overlay}
+    with contextlib.suppress(*LOADING_ERRORS), warnings.catch_warnings():  # the strict check says what does not fit
         warnings.simplefilter("ignore", UserWarning)  # torch's, of the speed of timm's interpolation
-        loaded = as_loaded(state, library)
+        loaded = _create(_import_library(), spec, spec.image_size, **options).state_dict()
         return {**weights, **{name: loaded[name].numpy() for name in misfits}}
     return weights
 
@@ -149,8 +154,9 @@ def _of_image_size(library: nn.Module, spec: ForeignSpec) -> set[str]:
     timm, (height, width) = _import_library(), spec.image_size
     with torch.device("meta"):
         others = [timm.create_model(spec.name, num_classes=spec.num_classes)]
-        with contextlib.suppress(*SIZE_ERRORS):
-            others.append(_create(timm, spec, (2 * height, 2 * width)))
+        for size in ((2 * height, 2 * width), (height // 2, width // 2)):
+            with contextlib.suppress(*SIZE_ERRORS):
+                others.append(_create(timm, spec, size))
     return set().union(*(_misfits(shapes, other) for other in others))
 
 
@@ -187,13 +193,13 @@ def create(spec: ForeignSpec) -> nn.Module:
 
 
 # torch: big_vision's models are built for no size
-def _create(timm: Any, spec: ForeignSpec, image_size: tuple[int, int]) -> nn.Module:
+def _create(timm: Any, spec: ForeignSpec, image_size: tuple[int, int], **options: Any) -> nn.Module:
     try:
-        return timm.create_model(spec.name, num_classes=spec.num_classes, img_size=image_size)
+        return timm.create_model(spec.name, num_classes=spec.num_classes, img_size=image_size, **options)
     except TypeError as error:
         if "'img_size'" not in str(error):
             raise
-        return timm.create_model(spec.name, num_classes=spec.num_classes)
+        return timm.create_model(spec.name, num_classes=spec.num_classes, **options)
 
 
 # torch: big_vision's models take no kernel

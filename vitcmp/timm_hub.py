@@ -46,7 +46,7 @@ class Told:
     def grid_of(self, num_rows: int) -> tuple[int, tuple[int, int]] | None:
         """Returns the rows before the grid's and the grid: the model's own or a square; None where neither fits."""
         rows, side = num_rows - self.num_positions_before, math.isqrt(max(num_rows - self.num_positions_before, 0))
-        if self.grid_size is None or rows not in (math.prod(self.grid_size), side**2):
+        if self.grid_size is None or rows < 1 or rows not in (math.prod(self.grid_size), side**2):
             return None
         return self.num_positions_before, self.grid_size if rows == math.prod(self.grid_size) else (side, side)
 
@@ -63,7 +63,8 @@ class Told:
             raise ValueError(f"{source}: this variant is not supported: {'; '.join(traits)}, which no spec has")
         if other:
             theirs = ", ".join(f"{name}={value} and not {getattr(spec, name)}" for name, value in other.items())
-            fields = ",".join(f"{name}={value}" for name, value in other.items())
+            texts = {name: "+".join(map(str, x)) if isinstance(x, tuple) else x for name, x in other.items()}
+            fields = ",".join(f"{name}={text}" for name, text in texts.items())
             raise ValueError(
                 f"{source}: its arrays fit {spec}, but timm's model has {theirs}; write MODEL:{fields}, or give a file "
                 "by its path alone"
@@ -221,27 +222,35 @@ def told_of(model: Any) -> Told:
         return Told(fields={"gelu": _gelu(block.mlp.act), "norm_eps": block.norm.eps}, traits=tuple(traits))
     if kind == "ResNet":
         return Told(fields={"norm_eps": model.bn1.eps}, traits=tuple(traits))
-    stem_pad = "zero" if hasattr(model.stem, "pad") else "lowest"
-    numerics = {"norm_eps": getattr(model.norm, "eps", 0), "weight_eps": getattr(model.stem.conv, "eps", 0)}
-    return Told(fields=numerics | {"stem_pad": stem_pad}, traits=tuple(traits))
+    if not hasattr(model.stem, "conv"):
+        return Told(traits=(*traits, "its stem has several convolutions"))
+    fields = {"stem_pad": "zero" if hasattr(model.stem, "pad") else "lowest"}
+    sources = {"norm_eps": (model.norm, "eps"), "num_groups": (model.norm, "num_groups")}
+    sources |= {"weight_eps": (model.stem.conv, "eps")}
+    fields |= {name: getattr(*source) for name, source in sources.items() if hasattr(*source)}
+    return Told(fields=fields, traits=tuple(traits))
 
 
 def _told_of_vit(model: Any, traits: list[str]) -> Told:
+    if model.pos_embed is None:
+        traits.append("it has no position embedding")
+    if kinds := {type(block).__name__ for block in model.blocks} - {"Block"}:
+        return Told(traits=(*traits, f"its blocks are {', '.join(sorted(kinds))}"))
     block = model.blocks[0]
     fields = {"num_heads": block.attn.num_heads, "gelu": _gelu(block.mlp.act), "norm_eps": block.norm1.eps}
     if type(model).__name__ == "VisionTransformerSAM":
         windows = [block.window_size for block in model.blocks]
         fields["global_blocks"] = tuple(i for i, window in enumerate(windows) if not window)
-        fields |= {"window_size": max(windows)} if any(windows) else {}
+        fields |= {"window_size": max(windows), "window_policy": "pad"} if any(windows) else {}
+        fields |= {"neck_eps": model.neck[1].eps} if len(list(model.neck.children())) else {}
         return Told(fields=fields, traits=tuple(traits))
     pool = {"token": "tok", "avg": "gap", "map": "map"}.get(model.global_pool)
     is_ours = pool is not None and model.has_class_token == (pool == "tok")
+    beside = " beside a class token" if model.has_class_token else ""
     return Told(
         fields=fields | ({"pool": pool} if is_ours else {}),
         traits=tuple(traits),
-        foreign_pool=""
-        if is_ours
-        else f"it pools by {model.global_pool!r}{' beside a class token' * model.has_class_token}",
+        foreign_pool="" if is_ours else f"it pools by {model.global_pool!r}{beside}",
         num_positions_before=0 if model.no_embed_class else model.num_prefix_tokens,
         grid_size=tuple(model.patch_embed.grid_size),
     )

@@ -50,6 +50,7 @@ NPZ_FAULTS = (
     RuntimeError,
     SyntaxError,
     AttributeError,
+    OverflowError,
     tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
@@ -139,7 +140,7 @@ def as_floats(state: State, source: str) -> dict[str, np.ndarray]:
     """Returns arrays or CPU tensors as numpy's, float32 or float64 where they were; without BatchNorm's counters."""
     arrays, faults = {}, []
     for name, value in state.items():
-        array = _numpy(value) if hasattr(value, "is_quantized") else np.asarray(value)
+        array = _array(value)
         if name.endswith("num_batches_tracked"):
             continue
         if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bfloat16, which numpy stores as raw bytes
@@ -158,7 +159,7 @@ def as_numbers(state: State, source: str) -> dict[str, np.ndarray]:
     """Returns arrays for another library's model: 16-bit floats as float32, counters and indices as they are."""
     if not isinstance(state, Mapping):
         raise ValueError(f"{source} is a {type(state).__name__}, expected a dict of names to arrays")
-    arrays = {name: np.asarray(value) for name, value in state.items()}
+    arrays = {name: _array(value) for name, value in state.items()}
     floats = {name: array for name, array in arrays.items() if array.dtype.kind not in "iub"}
     return arrays | as_floats(floats, source)
 
@@ -275,6 +276,10 @@ def _kind(value: Any) -> str:
     except (TypeError, RuntimeError):
         return str(value.dtype)
     return "tensor"
+
+
+def _array(value: Any) -> np.ndarray:
+    return _numpy(value) if hasattr(value, "is_quantized") else np.asarray(value)  # torch's tensors have it
 
 
 def _numpy(tensor: Any) -> np.ndarray:

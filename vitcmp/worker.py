@@ -31,6 +31,7 @@ from vitcmp.photo import load_photo
 from vitcmp.records import Record
 from vitcmp.specs import ForeignSpec, ResNetSpec, Spec, get_spec, parse_image_size
 from vitcmp.timing import Rule, sample, sample_throughput, warm_up
+from vitcmp.timm_hub import TimmState
 from vitcmp.weight_files import as_numbers
 
 OOM_WORDS = (
@@ -145,7 +146,7 @@ def _open_backend(case: Case, spec: Spec, record: Record, stages: Stages) -> Bac
 def _load_model(backend: Backend, case: Case, spec: Spec, weights_path: str | None) -> Any:
     weights: Weights | None
     if isinstance(spec, ForeignSpec):
-        weights = None if weights_path is None else as_numbers(read_state(weights_path), weights_path)
+        weights = None if weights_path is None else _read_foreign(weights_path)
     else:
         weights = init_weights(spec) if weights_path is None else load_weights(weights_path, spec)
     if case.batch_norm == "folded":
@@ -261,11 +262,18 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
     return {"device": vars(device)}
 
 
+def _read_foreign(path: str) -> Weights:
+    """Reads another library's weights; those of `timm:NAME` keep what is told of the model that they were made for."""
+    state = read_state(path)
+    arrays = as_numbers(state, path)
+    return TimmState(arrays, state.told) if isinstance(state, TimmState) else arrays
+
+
 def _check_foreign(backend: Backend, specs: list[ForeignSpec], request: dict[str, Any]) -> None:
     """Raises one ValueError for all models of this backend's libraries that cannot be had, or not for an image."""
     faults: list[str] = []
     mine, path = [spec for spec in specs if spec.backend == backend.name], request["weights_path"]
-    weights = as_numbers(read_state(path), path) if mine and path else None
+    weights = _read_foreign(path) if mine and path else None
     for model in mine:
         for size in request.get("image_sizes") or [model.image_size]:
             spec = dataclasses.replace(model, image_size=parse_image_size(size))

@@ -244,6 +244,10 @@ TEST_VIT = "vit_ti16:width=64,depth=6,mlp_dim=192,image_size=160"
         ("samvit_base_patch16", SAM, "norm_eps=1e-05 and not 1e-06"),
         ("samvit_base_patch16", f"{SAM},norm_eps=1e-5,global_blocks=2+5+11", "blocks.8.attn.rel_pos_h has shape"),
         ("resnetv2_50x1_bit", "bit_r50x1:weight_eps=1e-10,stem_pad=lowest", "stem_pad=zero and not lowest"),
+        ("samvit_base_patch16", f"{SAM},norm_eps=1e-5,neck_eps=1e-5", "neck_eps=1e-06 and not 1e-05"),
+        ("samvit_base_patch16", f"{SAM},norm_eps=1e-5,window_policy=divide", "window_policy=pad and not divide"),
+        ("samvit_base_patch16_224", "vitdet_b16:pos_embed=sincos2d,norm_eps=1e-5", "it has no position embedding"),
+        ("resnetv2_50x1_bit", "bit_r50x1:num_groups=16", "num_groups=32 and not 16"),
         ("convnext_atto", "convnext_atto:gelu=tanh", "gelu=erf and not tanh"),
         ("vit_base_patch16_224", "vitdet_b16:norm_eps=1e-5", "norm_eps=1e-06 and not 1e-05"),
     ],
@@ -266,6 +270,26 @@ def test_a_vit_of_the_same_arrays_that_no_spec_describes_is_refused(options, mes
     model = "vit_ti16" if options.get("class_token", True) else "vit_ti16:pool=gap"
     with pytest.raises(ValueError, match=f"this variant is not supported: {message}, which no spec has"):
         from_timm(state_of(VIT, **options), model)
+
+
+@pytest.mark.parametrize(
+    ("name", "trait"),
+    [
+        ("resnetv2_18d", "its stem has several convolutions"),
+        ("vit_small_patch16_18x2_224", "its blocks are ParallelThingsBlock"),
+        ("vit_pwee_patch16_reg1_gap_256", "its blocks are ParallelScalingBlock"),
+        ("vit_dpwee_patch16_reg1_gap_256", "its blocks are DiffParallelScalingBlock"),
+    ],
+)
+def test_what_no_spec_has_is_told_of_any_model(name, trait):
+    assert trait in state_of(name).told.traits
+
+
+def test_a_vit_without_positions_is_no_crash():
+    options = {"class_token": False, "global_pool": "avg", "fc_norm": False, "pos_embed": "none"}
+    state = state_of(VIT, **options)
+    with pytest.raises(ValueError, match="it has no position embedding, which no spec has"):
+        from_timm(state, infer_spec(state))
 
 
 def test_how_a_vit_pools_is_dropped_where_it_is_upcycled_and_its_gelu_is_not():

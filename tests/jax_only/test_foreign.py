@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.ndimage
 
 jax = pytest.importorskip("jax")
 pytest.importorskip("flax")
 
 import jax.numpy as jnp
+import scipy.ndimage
 
 import vitcmp
 from jax_models.backend import JaxBackend
@@ -294,6 +294,26 @@ def test_older_layouts_and_another_size_are_read_as_big_vision_reads_them(source
     name = "big_vision:vit/mu/16:pool=tok,num_classes=10"
     out = [vitcmp.forward("jax", name, state, images)["logits"] for state in (layout(tree), expected)]
     np.testing.assert_allclose(*out, atol=1e-6)
+
+
+def test_positions_that_big_vision_cannot_resample_are_refused(sources, backend):
+    """2x2 patches: 2x8 are 16 too, and no square."""
+    ours = vitcmp.get_spec(f"vit_ti16:{MU},pool=gap,num_classes=10,image_size=32")
+    tree = to_big_vision(vitcmp.init_weights(ours), ours)
+    for size, rows in (("32x128", 16), ("48x80", 15)):
+        with pytest.raises(ValueError, match=rf"pos_embedding has shape \(1, 4, 32\), expected \(1, {rows}, 32\)"):
+            load(backend, f"big_vision:vit/mu/16:num_classes=10,image_size={size}", tree)
+    broken = tree | {"pos_embedding": np.zeros(5, np.float32)}
+    with pytest.raises(ValueError, match=r"pos_embedding has shape \(5,\)"):
+        load(backend, "big_vision:vit/mu/16:num_classes=10,image_size=64", broken)
+
+
+def test_loading_leaves_the_weights_that_it_was_given_as_they_were(sources, backend):
+    ours = vitcmp.get_spec(f"vit_ti16:{MU},pool=tok,num_classes=10,image_size=32")
+    tree = augreg(to_big_vision(vitcmp.init_weights(ours), ours), np.full((1, 1, 32), 0.5))
+    before = {name: array.copy() for name, array in tree.items()}
+    load(backend, "big_vision:vit/mu/16:pool=tok,num_classes=10,image_size=32", tree)
+    assert all(np.array_equal(tree[name], array) for name, array in before.items())
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from vitcmp import worker
 from vitcmp.backend import Unsupported, load_backend
 from vitcmp.checkpoints import to_timm
 from vitcmp.records import validate_record
+from vitcmp.timm_hub import TimmState, Told
 
 SIZE = (96, 160)
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, *SIZE, 3))
@@ -140,19 +141,41 @@ def test_exported_weights_have_timms_names_and_load_again(backend, name):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", ["test_vit", "test_vit3", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("name", ["test_vit", "flexivit_small", "swin_tiny_patch4_window7_224"])
 def test_weights_of_another_image_size_are_fitted_as_timm_fits_them(name):
-    """`swin` has smaller windows, and so tables, where its map has become smaller."""
+    """`swin` has smaller windows, and so tables, where its map is smaller; `flexivit` is resampled otherwise."""
     state = timm_model(name).float().state_dict()
-    overlay = {"state_dict": dict(state), "num_classes": 10, "label_offset": 0, "custom_load": False}
-    options = {"num_classes": 10, "img_size": SIZE, "pretrained_cfg_overlay": overlay}
-    theirs = timm.create_model(name, pretrained=True, **options).eval()
+    theirs = as_timm_loads(name, state, SIZE)
     arrays = {key: tensor.numpy() for key, tensor in state.items()}
     assert any(tuple(x.shape) != arrays[key].shape for key, x in theirs.state_dict().items())
     out = vitcmp.forward("torch", f"timm:{name}:num_classes=10", arrays, IMAGES.astype(np.float32))
     with torch.inference_mode():
         expected = theirs(torch.tensor(IMAGES.transpose(0, 3, 1, 2), dtype=torch.float32)).numpy()
     np.testing.assert_allclose(out["logits"], expected, atol=1e-4 * abs(expected).max())
+
+
+def as_timm_loads(name, state, size):
+    overlay = {"state_dict": dict(state), "num_classes": 10, "label_offset": 0, "custom_load": False}
+    options = {"num_classes": 10, "img_size": size, "pretrained_cfg_overlay": overlay}
+    return timm.create_model(name, pretrained=True, **options).eval()
+
+
+def test_positions_of_another_grid_of_as_many_patches_are_fitted_where_the_name_tells(backend):
+    """10x10 patches to 4x25."""
+    state = timm_model("test_vit").float().state_dict()
+    arrays = {key: tensor.numpy() for key, tensor in state.items()}
+    spec = dataclasses.replace(vitcmp.get_spec(VIT), image_size=(64, 400))
+    expected = as_timm_loads("test_vit", state, (64, 400)).state_dict()["pos_embed"].numpy()
+    for weights in (arrays, TimmState(arrays, Told(grid_size=(10, 10)))):
+        loaded = backend.export(backend.load(backend.build(spec), weights, numerics="float32"))["pos_embed"]
+        np.testing.assert_allclose(loaded, arrays["pos_embed"] if weights is arrays else expected, atol=1e-6)
+    assert abs(expected - arrays["pos_embed"]).max() > 0.01
+
+
+def test_weights_of_a_deeper_model_at_another_size_are_listed_as_what_does_not_fit(backend):
+    state = state_of(timm_model("swin_tiny_patch4_window7_224", depths=(2, 2, 8, 2)))
+    with pytest.raises(ValueError, match=r"unexpected layers\.2\.blocks\.6"):
+        load(backend, "timm:swin_tiny_patch4_window7_224:num_classes=10", state)
 
 
 def test_patches_of_another_size_are_never_made_to_fit(backend):
