@@ -30,8 +30,9 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x
         x = self.norm(self.conv_dw(x).permute(0, 2, 3, 1))  # torch: (b h w d) for the norm and the MLP
-        x = self.mlp(x) * self.gamma.to(x.dtype)
-        return x.permute(0, 3, 1, 2) + shortcut  # torch: a sum has its first term's layout, channels last
+        x = self.mlp(x).permute(0, 3, 1, 2) * self.gamma.to(x.dtype)[:, None, None]
+        x += shortcut  # torch: in place, of no view: one tensor less; the layout stays channels last
+        return x
 
 
 class Stage(nn.Module):
