@@ -124,7 +124,7 @@ def test_tensorfloat32_is_asked_for_by_name_in_every_matmul(backend, attention):
 @pytest.mark.parametrize("family", VITS)
 def test_the_cudnn_kernel_is_called_for_each_attention(backend, cudnn, family, mode):
     text = lower(backend, SPECS[family], platform="cuda", mode=mode, numerics="bfloat16", attention="cudnn")
-    name = f"__cudnn$fmha{'ScaleBiasSoftmax' if family == 'vitdet' else 'Softmax'}"
+    name = f"__cudnn$fmha{'ScaleBiasSoftmax' if family in ('vitdet', 'neck') else 'Softmax'}"  # relative positions
     names = [name, f"{name}Backward"] if mode == "train" else [name]
     assert sorted(custom_calls(text)) == sorted(names * num_attentions(SPECS[family]))
 
