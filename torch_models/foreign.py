@@ -126,7 +126,7 @@ def load_foreign(model: ForeignModel, weights: Weights | None, *, numerics: str,
 
 
 def _as_loaded(weights: Weights, library: nn.Module, spec: ForeignSpec) -> Weights:
-    """Has timm's own loading resample what depends on the image size: positions, tables of windows.
+    """Has timm's own loading, in float32, resample what depends on the image size: positions, tables of windows.
 
     Nothing else: it would make patches of 16 pixels of those of 32 without a word. Positions of as many rows as the
     grid's are of that grid, unless the weights are `timm:NAME`'s, of which another is known.

@@ -23,7 +23,7 @@ HEADS = ("head.fc", "head", "fc", "classifier")  # where families keep their cla
 MISFITS = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError, NotImplementedError)
 WHAT_TO_DO = "download the weights of {hub} from the hub elsewhere, and give the file as PATH or as timm:{name}:PATH"
 # The modules without parts of the models that a spec can describe: any other is a trait that none has.
-POOLS = {"Identity", "Dropout", "FastAdaptiveAvgPool", "AdaptiveAvgPool2d", "Flatten", "MaxPool2d", "ConstantPad2d"}
+COMMON = {"Identity", "Dropout", "FastAdaptiveAvgPool", "AdaptiveAvgPool2d", "Flatten", "MaxPool2d", "ConstantPad2d"}
 DESCRIBED = {
     "VisionTransformer": {"Conv2d", "Linear", "LayerNorm", "GELU", "GELUTanh"},
     "VisionTransformerSAM": {"Conv2d", "Linear", "LayerNorm", "LayerNorm2d", "GELU", "GELUTanh"},
@@ -211,7 +211,7 @@ def told_of(model: Any) -> Told:
     if kind not in DESCRIBED:
         return Told()
     parts = [module for module in model.modules() if not list(module.children())]
-    foreign = {type(part).__name__ for part in parts} - DESCRIBED[kind] - POOLS
+    foreign = {type(part).__name__ for part in parts} - DESCRIBED[kind] - COMMON
     traits = [f"it has {', '.join(sorted(foreign))}"] * bool(foreign)
     if any(getattr(part, "dilation", 1) not in (1, (1, 1)) for part in parts):
         traits.append("its convolutions are dilated")
