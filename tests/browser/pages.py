@@ -33,11 +33,28 @@ def use(page, section, name, value):
     """Gives a control a value as a reader would."""
     node = control(page, section, name)
     if node.get_attribute("type") == "checkbox":
-        node.set_checked(value == "1")
+        at_rest(node).set_checked(value == "1")
     elif node.evaluate("node => node.tagName") == "SELECT":
         node.select_option(value)
     else:
         node.fill(value)
+
+
+def at_rest(node):
+    """Returns a node once it stands still on the screen: a chart drawn above moves it from under an aimed click."""
+    node.scroll_into_view_if_needed()
+    node.evaluate(
+        """async node => {
+             let last = null;
+             for (let frames = 0; frames < 5; ) {
+               await new Promise(requestAnimationFrame);
+               const { x, y } = node.getBoundingClientRect();
+               frames = `${x} ${y}` === last ? frames + 1 : 0;
+               last = `${x} ${y}`;
+             }
+           }"""
+    )
+    return node
 
 
 def cells(page, selector):

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from tests.browser.pages import control, drawn, open_page, use, wait_until
+from tests.browser.pages import at_rest, control, drawn, open_page, use, wait_until
 from tests.browser.payloads import columns, make_payload
 from tests.browser.test_charts import rows_of
 from vitcmp.report import html as page_of
@@ -60,13 +60,13 @@ def test_a_model_whose_name_has_blanks_is_switched_off_and_on(page, make_page):
     open_page(page, make_page(payload))
     before = drawn(page, "speed")
     switch = page.locator("#speed fieldset label", has_text=EVIL).locator("input")
-    switch.uncheck()
+    at_rest(switch).uncheck()
     without = drawn(page, "speed")
     assert without != before
     page.reload()
     page.wait_for_selector("html[data-ready]", state="attached")
     assert drawn(page, "speed") == without
-    switch.check()
+    at_rest(switch).check()
     assert drawn(page, "speed") == before
 
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from tests.browser.pages import at_rest
 from vitcmp import count_flops
 from vitcmp.specs import get_spec
 
@@ -238,8 +239,7 @@ def test_in_a_global_block_a_token_attends_to_all_and_nothing_is_padded(section)
 def test_pointing_lights_a_token_and_leaving_goes_back_to_the_kept_one(section):
     page = section(image="224", window="7")
     grid = page.locator(".vitdet-grid")
-    grid.scroll_into_view_if_needed()
-    box = grid.bounding_box()
+    box = at_rest(grid).bounding_box()
     place = (box["width"] * 10.5 / 14, box["height"] * 3.5 / 14)
     grid.hover(position={"x": place[0], "y": place[1]})
     assert attended(page)[0] == "3,10"
@@ -270,9 +270,9 @@ def test_blocks_are_chosen_and_toggled_by_keys_and_the_address_keeps_them(sectio
 
 def test_the_last_global_block_can_be_turned_off_and_one_alone_kept(section):
     page = section(**{"global": "1"}, block="11")
-    page.locator(".vitdet-toggle input").uncheck()
+    at_rest(page.locator(".vitdet-toggle input")).uncheck()
     assert page.evaluate("vitcmp.state.get('vitdet.global')") == "0"
-    page.locator(".vitdet-toggle input").check()
+    at_rest(page.locator(".vitdet-toggle input")).check()
     assert page.evaluate("vitcmp.state.get('vitdet.global')") == "11+"
     assert page.evaluate(READ)["fault"] == "" and page.locator(".vitdet-global").count() == 1
 
@@ -297,15 +297,15 @@ def test_each_field_changes_the_numbers_and_survives_a_reload(section, name, lab
 
 def test_presets_model_numbers_and_positions(section):
     page = section(**{"global": "2+5"})
-    page.get_by_role("button", name="all", exact=True).click()
+    at_rest(page.get_by_role("button", name="all", exact=True)).click()
     assert page.evaluate(READ)["model"] == expected({"global": "12"})[1]
     assert "plain ViT" in page.inner_text(".vitdet-summary")
-    page.get_by_role("button", name="none", exact=True).click()
+    at_rest(page.get_by_role("button", name="none", exact=True)).click()
     assert page.evaluate(READ)["model"] == expected({"global": "0"})[1]
     page.get_by_label("Model").and_(page.locator("#vitdet select")).select_option("H")
     assert page.evaluate(READ)["model"] == expected({"model": "H", "global": "4"})[1]
     assert page.locator(".vitdet-block").count() == 32
-    page.locator("#vitdet label.check", has_text="relative positions").locator("input").uncheck()
+    at_rest(page.locator("#vitdet label.check", has_text="relative positions").locator("input")).uncheck()
     page.locator("#vitdet label", has_text="Logits").locator("select").select_option("32")
     shown, config = page.evaluate(READ), {"model": "H", "relpos": "0", "bits": "32"}
     assert (shown["block"][1:], shown["model"]) == expected(config)
