@@ -151,10 +151,10 @@ def summarise(processes: Sequence[PairTimes], *, clock: str, rule: PairRule) -> 
 def wants_more(processes: Sequence[PairTimes], *, clock: str, rule: PairRule, spent_s: float = 0.0) -> bool:
     """Says whether a comparison gets a further process: at least `min_processes`, and more while it is ambiguous.
 
-    At most `max_processes`, and none once `max_comparison_s` are spent and there are two.
+    At most `max_processes`, and none once `max_comparison_s` are spent and there are two, or as few as were asked for.
     """
     is_late = spent_s >= rule.max_comparison_s
-    if len(processes) < (2 if is_late else rule.min_processes):
+    if len(processes) < (min(2, rule.min_processes) if is_late else rule.min_processes):
         return True
     if is_late or len(processes) >= rule.max_processes:
         return False

@@ -105,6 +105,12 @@ def test_a_comparison_that_takes_too_long_ends_with_the_second_process():
     assert wants == [True, True, False, False]
 
 
+def test_a_comparison_of_one_process_has_one_however_long_it_took():
+    rule = PairRule(min_processes=1, max_processes=1, max_comparison_s=100.0)
+    wants = [wants_more([times_of(1.0)] * n, clock="wall_s", rule=rule, spent_s=120.0) for n in range(3)]
+    assert wants == [True, False, False]
+
+
 @pytest.mark.parametrize(
     ["platform", "num_cpus", "clock"],
     [("cpu", 1, "cpu_s"), ("cpu", 2, "wall_s"), ("gpu", 1, "wall_s"), ("unknown", 1, "wall_s")],
