@@ -44,7 +44,7 @@ def to_torch(array: np.ndarray, kind: str) -> np.ndarray:
         array = array.T  # torch: (out, in)
     elif kind == "conv":
         array = array.transpose(3, 2, 0, 1)  # torch: (out, in / groups, height, width)
-    return np.array(array, order="C")  # torch takes no array that cannot be written
+    return np.array(array, order="C")  # torch warns of an array that cannot be written
 
 
 def from_torch(array: np.ndarray, kind: str) -> np.ndarray:

@@ -46,7 +46,8 @@ def at_rest(node):
     node.evaluate(
         """async node => {
              let last = null;
-             for (let frames = 0; frames < 5; ) {
+             for (let frames = 0, left = 600; frames < 5; left--) {
+               if (!left) throw new Error("it never stands still");
                await new Promise(requestAnimationFrame);
                const { x, y } = node.getBoundingClientRect();
                frames = `${x} ${y}` === last ? frames + 1 : 0;

@@ -34,17 +34,8 @@ def operators(model, images) -> set[str]:
 @pytest.mark.parametrize("spec", [SPEC, CNN])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_parameters_are_aligned_as_torchs_own(backend, spec, layout):
-    weights = {name: _off_by_4_bytes(array) for name, array in vitcmp.init_weights(spec).items()}
-    model = backend.load(backend.build(spec), weights, numerics="float32", layout=layout)
+    model = load(backend, spec, layout=layout)
     assert {tensor.data_ptr() % 64 for tensor in model.state_dict().values()} == {0}
-
-
-def _off_by_4_bytes(array):
-    memory = np.empty(array.size + 32, array.dtype)
-    start = next(i for i in range(32) if memory[i:].ctypes.data % 64 == 4)
-    view = memory[start : start + array.size].reshape(array.shape)
-    view[...] = array
-    return view
 
 
 @pytest.mark.parametrize(
