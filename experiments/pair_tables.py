@@ -49,6 +49,7 @@ def _row(records: Sequence[Record]) -> dict[str, str]:
         message = textwrap.shorten(failed[-1]["error"]["message"], 72, placeholder=" ...")
         return row | {"verdict": f"{failed[-1]['status']}: {message}"}
     result = pairs.compare_records(records)
+    is_one_sided = result.verdict == "ambiguous" and result.rules_out_slower
     medians = {
         side: [median(np.concatenate(record["times"][side]["wall_s"])) for record in records] for side in pairs.SIDES
     }
@@ -59,7 +60,7 @@ def _row(records: Sequence[Record]) -> dict[str, str]:
         "clock": "CPU" if result.clock == "cpu_s" else "wall",
         "other": UNKNOWN if result.other_ratio is None else f"{result.other_ratio:.3f}",
         "n": f"{result.num_processes} x {result.num_values[0] // result.num_processes}",
-        "verdict": result.verdict,
+        "verdict": f"{result.verdict}, not slower" if is_one_sided else result.verdict,
     }
 
 

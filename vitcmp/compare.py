@@ -55,6 +55,11 @@ class Comparison:
     output_bound: float | None = None
     others_cpu_share: float | None = None  # of this process's CPUs, while it timed
 
+    @property
+    def rules_out_slower(self) -> bool:
+        """Says whether the interval ends within the band: faster, the same, or ambiguous between these two only."""
+        return self.confidence is not None and self.high <= 1 + self.same_within
+
     def __str__(self) -> str:
         clock = "wall time" if self.clock == "wall_s" else "CPU time"
         few = "" if self.confidence else ", of too few rounds for 95 % (they need a rule of longer max_s)"

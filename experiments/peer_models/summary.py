@@ -15,7 +15,10 @@ COLUMNS = (
     (Column("setting", "setting", is_wrapped=True),),
     (Column("models", "models", is_wrapped=True),),
     (Column("points", "points", is_number=True), Column("processes", "processes a point", is_number=True)),
-    tuple(Column(verdict, verdict, is_number=True) for verdict in VERDICTS),
+    (
+        *(Column(verdict, verdict, is_number=True) for verdict in VERDICTS),
+        Column("ruled_out", "slower ruled out", is_number=True),
+    ),
     tuple(Column(key, key, is_number=True) for key in ("differs", "failed", "unfinished")),
     tuple(
         Column(key, title, is_number=True) for key, title in (("median", "median ratio"), ("range", "least to most"))
@@ -24,7 +27,8 @@ COLUMNS = (
 NOTES = (
     "A point is a model, an image size, a batch size and a kind of step; the ratio is the time of ours over theirs, of "
     "equal weights, outputs compared first. Faster, slower: its 95 % interval is beyond 3 %; same: within; ambiguous: "
-    "it crosses that edge, or a single process had too few rounds to tell. Differs: another model, not timed.",
+    "it crosses that edge, or a single process had too few rounds to tell. Slower ruled out: the interval ends below "
+    "+3 %, so that ours is faster, the same, or one of these two. Differs: another model, not timed.",
 )
 
 
@@ -67,6 +71,7 @@ def _row(backend: str, library: str, setting: str, points: Sequence[list[Record]
         "points": str(len(points)),
         "processes": UNKNOWN if not numbers else "-".join(map(str, sorted({numbers[0], numbers[-1]}))),
         **{verdict: str(verdicts[verdict]) for verdict in VERDICTS},
+        "ruled_out": str(sum(result.rules_out_slower for result in timed)),
         "differs": str(statuses["differs"]),
         "failed": str(len(points) - len(timed) - statuses["differs"] - statuses["interrupted"]),
         "unfinished": str(statuses["interrupted"]),

@@ -98,6 +98,25 @@ def test_a_comparison_gets_three_processes_and_more_only_while_it_is_ambiguous()
     assert wants_more([unclear] * 3, **wants) is False  # rounds and processes agree: it is the same, on the edge
 
 
+@pytest.mark.parametrize(
+    ["ratios", "word", "is_ruled_out"],
+    [
+        ((0.8, 0.81), "faster", True),
+        ((1.0, 1.01), "same", True),
+        ((0.94, 0.99), "ambiguous", True),
+        ((1.0, 1.08), "ambiguous", False),
+        ((1.2, 1.21), "slower", False),
+    ],
+)
+def test_slower_is_ruled_out_where_the_interval_ends_within_the_band(ratios, word, is_ruled_out):
+    result = summarise([times_of(*ratios * 6)], clock="wall_s", rule=PairRule())
+    assert (result.verdict, result.rules_out_slower) == (word, is_ruled_out)
+
+
+def test_too_few_rounds_rule_nothing_out():
+    assert summarise([times_of(0.5)], clock="wall_s", rule=PairRule()).rules_out_slower is False
+
+
 def test_a_comparison_that_takes_too_long_ends_with_the_second_process():
     rule = PairRule(max_comparison_s=100.0)
     times = times_of(1.0)

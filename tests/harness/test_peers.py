@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import pairs
+from experiments.pair_tables import table_of
 from experiments.peer_models.points import Grid, estimate_s, is_expected, make_rule, seconds_left
 from experiments.peer_models.registry import MODELS, PEERS, Setting, load_peer
 from experiments.peer_models.summary import summary_table
@@ -49,6 +50,7 @@ def make_record(
         "started_at": "2026-11-20T08:00:00+00:00",
         "ended_at": "2026-11-20T08:00:10+00:00",
         "times": {**times, "ours_first": True, "is_warm": True, "converged": True},
+        "outputs": {"error": 1e-7},
     }
 
 
@@ -149,14 +151,23 @@ def test_the_summary_counts_the_points_of_each_library_and_names_what_is_slower(
     records += [make_record(pair) for pair in Grid(backend="jax", peers=("equimo",), models=("vit_b16",)).make_pairs()]
     table = summary_table(records)
     first, second = table.rows
-    keys = ("points", "faster", "same", "ambiguous", "slower", "differs", "failed", "unfinished")
-    assert [first[key] for key in keys] == ["6", "1", "1", "0", "1", "1", "1", "1"]
+    keys = ("points", "faster", "same", "ambiguous", "slower", "ruled_out", "differs", "failed", "unfinished")
+    assert [first[key] for key in keys] == ["6", "1", "1", "0", "1", "2", "1", "1", "1"]
     assert (first["processes"], first["median"], first["range"]) == ("2", "1.00", "0.50 to 1.50")
     assert (second["backend"], second["models"], second["processes"]) == ("jax", "vit_b16", "1")
     assert table.notes[0] == f"Slower: {pairs.describe(wanted[2])} (1.50)."
     assert summary_table(records[:4]).notes[0] == "Of 2 points that were timed none is slower."
     both = Grid(backend="torch", peers=("timm",), models=("vit_ti16",), numerics="bfloat16").make_pairs()
     assert len(summary_table([make_record(pair) for pair in (wanted[0], both[0])]).rows) == 2
+
+
+def test_an_interval_between_faster_and_the_same_says_that_ours_is_not_slower():
+    pair, *_ = Grid(backend="torch", peers=("timm",), models=("vit_ti16",)).make_pairs()
+    for centre, word in ((0.97, "ambiguous, not slower"), (1.03, "ambiguous"), (1.0, "same"), (0.9, "faster")):
+        records = [make_record(pair, process=i, ratio=centre + 0.005 * (i - 1)) for i in range(3)]
+        (row,) = table_of({"": records}).rows
+        assert row["verdict"] == word
+        assert summary_table(records).rows[0]["ruled_out"] == str(int(word != "ambiguous"))
 
 
 def test_the_summary_names_the_machine_and_keeps_two_apart():
