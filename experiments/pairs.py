@@ -242,7 +242,7 @@ def _run_process(
     return {
         **record,
         "status": status,
-        "error": _new_error(message, last_words(log)),
+        "error": _new_error(message, last_words(log), outcome.stage),
         "ended_at": timestamp(),
     }
 
@@ -306,8 +306,8 @@ def _spent_s(records: dict[int, Record]) -> float:
     return sum((end - start).total_seconds() for start, end in ends)
 
 
-def _new_error(message: str, traceback: str | None = None) -> dict[str, Any]:
-    return {"type": None, "message": message, "traceback": traceback, "stage": None}
+def _new_error(message: str, traceback: str | None = None, stage: str | None = None) -> dict[str, Any]:
+    return {"type": None, "message": message, "traceback": traceback, "stage": stage}
 
 
 def show_progress(console: Console, num_pairs: int) -> Progress:

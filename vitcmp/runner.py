@@ -20,6 +20,7 @@ from vitcmp.cases import Case, estimate_s, timestamp
 from vitcmp.environment import num_cpus
 from vitcmp.records import FINAL, Record, RecordStore, latest, validate_record
 
+STAGE_MARK = "vitcmp: stage "  # before the name of each stage that a child begins, in its log
 WORKER = (sys.executable, "-m", "vitcmp.worker")
 Progress = Callable[[str, "Job", Record | None], None]
 
@@ -129,7 +130,7 @@ def run_job(
     record["status"], message = classify_end(outcome, interrupt, count_oom_kills() > kills, timeout_s)
     if faults:
         message = f"the child's record is not valid: {'; '.join(faults)}"
-    record["error"] = {"type": None, "message": message, "traceback": last_words(log), "stage": None}
+    record["error"] = {"type": None, "message": message, "traceback": last_words(log), "stage": outcome.stage}
     return record
 
 
@@ -140,6 +141,7 @@ class Outcome:
     returncode: int
     timed_out: bool
     result: dict[str, Any] | None
+    stage: str | None = None  # the last that it announced
 
 
 def run_child(
@@ -166,7 +168,7 @@ def run_child(
             with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
                 stdin.write(json.dumps(request).encode())
             timed_out = not wait_for_exit(child, timeout_s)
-        return Outcome(child.returncode, timed_out, _read_result(result))
+        return Outcome(child.returncode, timed_out, _read_result(result), last_stage(log))
 
 
 @contextlib.contextmanager
@@ -253,15 +255,17 @@ def child_env(case: Case | None, *, platform: str | None = None) -> dict[str, st
 
 
 def classify_end(outcome: Outcome, interrupt: Interrupt, oom_killed: bool, timeout_s: float) -> tuple[str, str]:
+    """Returns the status and the message of a child that left no record, with the stage that it was in."""
+    where = f"; it was at: {outcome.stage}" if outcome.stage else ""
     if interrupt.requested:
-        return "interrupted", f"stopped by {signal.Signals(interrupt.signal_number or 0).name}"
+        return "interrupted", f"stopped by {signal.Signals(interrupt.signal_number or 0).name}{where}"
     if outcome.timed_out:
-        return "timeout", f"not done after {timeout_s:g} s (--timeout_s)"
+        return "timeout", f"not done after {timeout_s:g} s (--timeout_s){where}"
     if outcome.returncode == -signal.SIGKILL and oom_killed:
-        return "oom", "killed by the kernel: the machine ran out of memory"
+        return "oom", f"killed by the kernel: the machine ran out of memory{where}"
     if outcome.returncode < 0:
-        return "crashed", f"killed by {signal.Signals(-outcome.returncode).name}"
-    return "crashed", f"exit code {outcome.returncode} and no record"
+        return "crashed", f"killed by {signal.Signals(-outcome.returncode).name}{where}"
+    return "crashed", f"exit code {outcome.returncode} and no record{where}"
 
 
 def count_oom_kills() -> int:
@@ -276,6 +280,14 @@ def count_oom_kills() -> int:
 def _read_result(path: Path) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, ValueError):
         return json.loads(path.read_text())
+    return None
+
+
+def last_stage(log: Path) -> str | None:
+    """Returns the last stage that a child announced in its log; None where it came to none."""
+    with contextlib.suppress(OSError), log.open(errors="replace") as lines:
+        stages = [line.rpartition(STAGE_MARK)[2].strip() for line in lines if STAGE_MARK in line]
+        return stages[-1] if stages else None
     return None
 
 

@@ -29,6 +29,7 @@ from vitcmp.flops import count_flops
 from vitcmp.params import Weights, fold_batch_norm, init_weights
 from vitcmp.photo import load_photo
 from vitcmp.records import Record
+from vitcmp.runner import STAGE_MARK
 from vitcmp.specs import ForeignSpec, ResNetSpec, Spec, get_spec, parse_image_size
 from vitcmp.timing import Rule, sample, sample_throughput, warm_up
 from vitcmp.timm_hub import TimmState
@@ -59,9 +60,16 @@ class Stages:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        self.name, start = name, time.perf_counter()
+        self.name = name
+        announce_stage(name)
+        start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
+
+
+def announce_stage(name: str) -> None:
+    """Leaves the stage's name in the log, so that of a child that is killed the parent knows where it was."""
+    print(f"{STAGE_MARK}{name}", file=sys.stderr, flush=True)
 
 
 def measure(case: Case, run: int, weights_path: str | None) -> Record:

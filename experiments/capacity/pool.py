@@ -77,7 +77,7 @@ class Pool:
     def _record_end(self, run: Run, outcome: Outcome, *, oom_killed: bool) -> None:
         status, message = classify_end(outcome, self.interrupt, oom_killed, self.timeout_s)
         words = last_words(log_path(self.store.folder, run))
-        error = {"type": None, "message": message, "traceback": words, "stage": None}
+        error = {"type": None, "message": message, "traceback": words, "stage": outcome.stage}
         record = new_record(run) | {"status": status, "error": error, "ended_at": timestamp()}
         self.store.append(record)
         self.report(record)

@@ -15,6 +15,7 @@ from vitcmp.backend import Backend, Step, load_backend
 from vitcmp.params import init_weights
 from vitcmp.parity import tolerance
 from vitcmp.specs import Spec, get_spec, parse_image_size
+from vitcmp.worker import announce_stage
 
 Batch = tuple[np.ndarray, np.ndarray]
 # Of `tolerance`, by family. BiT's float32 is by itself up to 7.8e-6 from its float64 (R50x1 at 224 px, random weights,
@@ -36,11 +37,11 @@ def make_sides(pair: pairs.Pair) -> pairs.Sides:
     ours = backend.build(spec, attention=setting.attention)
     ours = backend.load(ours, weights, numerics=setting.numerics, layout=setting.layout)
     theirs = load_peer(peer, backend, spec, weights, setting)
-    batches = (images, labels), (prepare_images(peer, spec, images), labels)
     options = {"mode": point["mode"], "compile": how["compile"]}
-    (our_step, our_output), (their_step, their_output) = (
-        make_step(backend, model, batch, **options) for model, batch in zip((ours, theirs), batches, strict=True)
-    )
+    announce_stage("make ours")
+    our_step, our_output = make_step(backend, ours, (images, labels), **options)
+    announce_stage("make theirs")
+    their_step, their_output = make_step(backend, theirs, (prepare_images(peer, spec, images), labels), **options)
     return pairs.Sides(
         ours=our_step,
         theirs=their_step,

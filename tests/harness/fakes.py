@@ -13,6 +13,7 @@ import numpy as np
 from vitcmp.backend import Device, Unsupported
 from vitcmp.cases import Case
 from vitcmp.records import Record
+from vitcmp.worker import announce_stage
 
 DEVICE = Device(platform="cpu", name="fake", num_devices=1, memory_bytes=None, num_threads=1, versions={"torch": "0"})
 
@@ -152,10 +153,14 @@ def main() -> None:
             time.sleep(0.3)
             result.write_text(json.dumps(ok_record(case, job["run"])))
         case "hang":
+            print("a line of a library without an end ", end="", file=sys.stderr)
+            announce_stage("compile")
             time.sleep(600)
         case "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
         case "killed":
+            announce_stage("warmup")
+            announce_stage("latency")
             os.kill(os.getpid(), signal.SIGKILL)
         case "exit":
             print("some last words")

@@ -49,6 +49,13 @@ def test_every_end_of_a_child_is_a_record_and_the_sweep_goes_on(tmp_path, behavi
         assert message in records[0]["error"]["message"]
 
 
+@pytest.mark.parametrize(["behaviour", "stage"], [("killed", "latency"), ("hang", "compile"), ("exit", None)])
+def test_the_record_of_a_child_without_one_says_where_it_was(tmp_path, behaviour, stage):
+    (record,) = sweep(tmp_path, [behaviour], timeout_s=3.0 if behaviour == "hang" else 60.0)
+    assert record["error"]["stage"] == stage
+    assert record["error"]["message"].endswith(f"it was at: {stage}") is (stage is not None)
+
+
 def test_a_childs_last_words_are_in_its_record_and_its_log(tmp_path):
     (record,) = sweep(tmp_path, ["exit"])
     log = job_log(Job(make_case(compile="exit", batch_size=1), 0), tmp_path)
