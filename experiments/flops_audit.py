@@ -8,7 +8,9 @@ Command: pip install -e '.[audit]' && python -m experiments.flops_audit
          With another torch or torchprofile installed, the same command adds its columns.
 Expected: torch on the meta device and the walk over the jaxpr are exact. The article's counter, torchprofile 0.0.4,
           gives ViT-B/16 at 1024 px 47 % too little, as if it cost 1.09x of ConvNeXt-B: it costs 2.06x. fvcore leaves
-          out the same attention, which is 4 % at 224 px. XLA's analysis is a few per cent off, either way.
+          out the same attention, which is 4 % at 224 px. XLA's analysis is a few per cent off, either way, and counts a
+          loop's body once: our attention on a CPU loops over heads from 512 tokens on, so ViT-B at 1024 px gets 43 %
+          too little.
 Outputs: records (JSON lines) and audit.md under --out, and tables on screen. It goes on after a stop.
 Exit codes: 0 all counted but what is not installed or not supported, 1 a count failed, 2 bad usage, 130 interrupted.
 """
