@@ -69,7 +69,8 @@ class Stages:
 
 def announce_stage(name: str) -> None:
     """Leaves the stage's name in the log, so that of a child that is killed the parent knows where it was."""
-    print(f"{STAGE_MARK}{name}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a full disk under the log must not cost what is being measured
+        print(f"{STAGE_MARK}{name}", file=sys.stderr, flush=True)
 
 
 def measure(case: Case, run: int, weights_path: str | None) -> Record:

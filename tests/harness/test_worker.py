@@ -1,5 +1,9 @@
 """The child: one case becomes one record, whatever happens in it."""
 
+import errno
+import io
+import sys
+
 import numpy as np
 import pytest
 
@@ -54,6 +58,16 @@ def test_a_failure_is_a_record_with_its_status_stage_and_message(backend, error,
     assert record["error"]["stage"] == {"load": "weights"}.get(stage, stage)
     assert type(error).__name__ in record["error"]["traceback"]
     assert validate_record(record) == []
+
+
+def test_a_full_disk_under_the_log_costs_no_measurement(backend, monkeypatch):
+    class FullDisk(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    backend(FakeBackend())
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    assert worker.measure(make_case(), 0, None)["status"] == "ok"
 
 
 def test_a_step_that_fails_after_it_was_timed_keeps_its_timings(backend):
